@@ -1,0 +1,139 @@
+"""Find tasks and strategies: built-in ones, installed ones, and the user's own files.
+
+Every module named by the entry-point groups `cl_mofo.tasks` and `cl_mofo.strategies` is imported,
+and where it is a package all its modules are, so that a new file needs no reinstall. A file given
+with `--import FILE.py` is read the same way. What a module may hold: `Task` objects and `Strategy`
+subclasses.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from cl_mofo.errors import UserError, nearest
+from cl_mofo.strategy import Strategy
+from cl_mofo.task import Task
+
+GROUPS = ("cl_mofo.tasks", "cl_mofo.strategies")
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The tasks and strategies that can be named, each by its name."""
+
+    tasks: Mapping[str, Task]
+    strategies: Mapping[str, type[Strategy]]
+
+    def task(self, name: str) -> Task:
+        """Return the task called `name`; raise `UserError` with the nearest name if none is."""
+        return _lookup("task", name, self.tasks)
+
+    def strategy(self, name: str) -> type[Strategy]:
+        """Return the strategy called `name`; raise `UserError` with the nearest name if none is."""
+        return _lookup("strategy", name, self.strategies)
+
+    def suite(self, name: str) -> tuple[Task, ...]:
+        """Return the tasks of a suite in the suite's order."""
+        members = [task for task in self.tasks.values() if task.suite == name]
+        return tuple(sorted(members, key=lambda task: (task.position, task.name)))
+
+
+def _lookup(kind: str, name: str, known: Mapping[str, object]):  # type: ignore[no-untyped-def]
+    if name not in known:
+        raise UserError(
+            f"unknown {kind} '{name}'{nearest(name, known)}; known: {', '.join(known)}. "
+            f"Your own come in with --import FILE.py"
+        )
+    return known[name]
+
+
+@functools.lru_cache(maxsize=8)
+def registry(imports: tuple[Path, ...] = ()) -> Registry:
+    """Discover everything there is, the files in `imports` included.
+
+    Raises:
+        UserError: a file cannot be imported, or two things share a name.
+    """
+    modules = list(_installed()) + [_from_file(path) for path in imports]
+    return Registry(
+        tasks=_by_name("task", _tasks(modules)),
+        strategies=_by_name("strategy", _strategies(modules)),
+    )
+
+
+def _installed() -> Iterator[ModuleType]:
+    seen: set[str] = set()
+    for group in GROUPS:
+        for entry in entry_points(group=group):
+            try:
+                module = importlib.import_module(entry.module)
+            except ImportError as error:
+                raise UserError(
+                    f"the entry point '{entry.name} = {entry.value}' in group {group} cannot be "
+                    f"imported: {error}. Reinstall or remove the package that declares it"
+                ) from error
+            if module.__name__ in seen:
+                continue
+            seen.add(module.__name__)
+            yield module
+            for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
+                yield importlib.import_module(f"{module.__name__}.{info.name}")
+
+
+def _from_file(path: Path) -> ModuleType:
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise UserError(f"--import {path}: there is no such file")
+    name = f"cl_mofo_import_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--import {path}: not a Python file (its name must end in .py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"--import {path}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _tasks(modules: Sequence[ModuleType]) -> Iterator[tuple[str, Task, str]]:
+    for module in modules:
+        for value in vars(module).values():
+            if isinstance(value, Task):
+                yield value.name, value, str(module.__file__)
+
+
+def _strategies(modules: Sequence[ModuleType]) -> Iterator[tuple[str, type[Strategy], str]]:
+    for module in modules:
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, Strategy)
+                and value.__module__ == module.__name__
+                and getattr(value, "name", None)
+            ):
+                yield value.name, value, str(module.__file__)
+
+
+def _by_name(kind: str, found: Iterable[tuple[str, object, str]]):  # type: ignore[no-untyped-def]
+    named: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    for name, value, file in found:
+        if name in named and named[name] is not value:
+            raise UserError(
+                f"two {kind}s are called '{name}': {origin[name]} and {file}. Rename one of them"
+            )
+        named[name], origin[name] = value, file
+    return named

@@ -1,0 +1,127 @@
+"""What a strategy is, when it acts, and what several of them mean together.
+
+A strategy acts at named places of the loop (`cl_mofo.loop` shows them all). Which places it uses is
+its `phases`; a combination acts phase by phase in the order below, however its name was written:
+
+    model      adapters                                    one at most
+    optimizer  the base optimizer, or a filter around it   one at most
+    data       replay
+    penalty    terms added to the gradient
+    projection the gradient after all penalties            one at most
+    update     masks over the update
+    end        memories and statistics after a task
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cl_mofo.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from cl_mofo.config import OptimizerConfig
+    from cl_mofo.loop import Loop, MicroBatch
+
+PHASES = ("model", "optimizer", "data", "penalty", "projection", "update", "end")
+EXCLUSIVE = frozenset({"model", "optimizer", "projection"})
+
+
+class Strategy:
+    """One way to learn the next task without forgetting the earlier ones.
+
+    A subclass sets `name` and `phases`, declares its settings as a frozen dataclass `Config` (each
+    with a default), and overrides the hooks it needs. The first line of its module's docstring is
+    what `cl-mofo list strategies` shows.
+    """
+
+    name: ClassVar[str]
+    phases: ClassVar[frozenset[str]] = frozenset()
+
+    @dataclass(frozen=True)
+    class Config:
+        """The strategy's settings."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = self.Config() if config is None else config
+
+    def make_optimizer(
+        self, named_parameters: Sequence[tuple[str, torch.nn.Parameter]], settings: OptimizerConfig
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer over the trainable parameters (phase `optimizer`)."""
+        raise NotImplementedError(f"{type(self).__name__} claims the phase 'optimizer'")
+
+    def before_experience(self, loop: Loop) -> None:
+        """Act before a task's first step, with the task's data loaded."""
+
+    def before_step(self, loop: Loop) -> None:
+        """Act before the first forward pass of an optimizer step."""
+
+    def on_loss(
+        self, loop: Loop, micro_batch: MicroBatch, loss: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss to differentiate, given a micro-batch's share of the step's loss."""
+        return loss
+
+    def on_gradients(self, loop: Loop) -> None:
+        """Act on the whole global batch's gradients, once per step, before clipping."""
+
+    def after_step(self, loop: Loop) -> None:
+        """Act after the optimizer's step."""
+
+    def after_experience(self, loop: Loop) -> None:
+        """Act after a task's last step, at the weights it ends with, before evaluation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: tensors, and values that JSON can hold."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Split `"ewc+mofo"` into its names, in the order written.
+
+    Raises:
+        UserError: an empty or repeated name.
+    """
+    names = tuple(part.strip() for part in text.split("+"))
+    if not all(names):
+        raise UserError(f"strategy '{text}': names are joined by '+', as in 'replay+mofo'")
+    if len(set(names)) < len(names):
+        raise UserError(f"strategy '{text}' names a strategy twice")
+    return names
+
+
+def compose(strategies: Iterable[Strategy]) -> tuple[Strategy, ...]:
+    """Order strategies by phase and refuse two that claim the same exclusive one.
+
+    Raises:
+        UserError: two strategies claim an exclusive phase.
+    """
+    ordered = sorted(strategies, key=lambda s: (_first_phase(s), s.name))
+    for phase in EXCLUSIVE:
+        claims = [s.name for s in ordered if phase in s.phases]
+        if len(claims) > 1:
+            raise UserError(
+                f"strategies {' and '.join(claims)} cannot be combined: each brings its own "
+                f"{phase}, and a run has one. Leave one of them out"
+            )
+    return tuple(ordered)
+
+
+def _first_phase(strategy: Strategy) -> int:
+    unknown = strategy.phases - set(PHASES)
+    if unknown:
+        raise ValueError(f"strategy {strategy.name}: unknown phases {sorted(unknown)}")
+    return min((PHASES.index(phase) for phase in strategy.phases), default=len(PHASES))
+
+
+def settings(strategy: type[Strategy]) -> dict[str, Any]:
+    """Return a strategy's settings with their defaults, for listings and recipes."""
+    return dataclasses.asdict(strategy.Config())

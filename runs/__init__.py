@@ -1,0 +1,1 @@
+"""Recipes that can be executed: `cl-mofo run NAME`."""

@@ -1,0 +1,1 @@
+"""One file per strategy; each holds one `Strategy` subclass."""
