@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions whose text is meant for the user."""
 
 from __future__ import annotations
 
@@ -14,13 +14,25 @@ class UserError(Exception):
     """
 
 
+class TrainingError(Exception):
+    """Training cannot go on: its text says where it stopped, why, and what to try.
+
+    The command line prints it without a traceback and exits with code 1.
+    """
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like `name`, whatever its case, or None if none is near."""
+    lowered = {k.lower(): k for k in known}
+    found = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return lowered[found[0]] if found else None
+
+
+def hint(name: str | None) -> str:
+    """Return `` (did you mean 'name'?)``, or an empty string for None."""
+    return "" if name is None else f" (did you mean '{name}'?)"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the known name most like `name`, or an empty string."""
-    known = list(known)
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not found:
-        lowered = {k.lower(): k for k in known}
-        found = [
-            lowered[m] for m in difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-        ]
-    return f" (did you mean '{found[0]}'?)" if found else ""
+    """Return the hint for the known name most like `name`."""
+    return hint(closest(name, known))

@@ -52,8 +52,28 @@ class Strategy:
     def make_optimizer(
         self, named_parameters: Sequence[tuple[str, torch.nn.Parameter]], settings: OptimizerConfig
     ) -> torch.optim.Optimizer:
-        """Return the optimizer over the trainable parameters (phase `optimizer`)."""
-        raise NotImplementedError(f"{type(self).__name__} claims the phase 'optimizer'")
+        """Return the optimizer over the trainable parameters (phase `optimizer`): here, AdamW.
+
+        Args:
+            named_parameters: (name, parameter) pairs.
+            settings: learning rate, betas, eps and decay; norms and biases are not decayed.
+        """
+        import torch
+
+        plain, exempt = [], []
+        for name, parameter in named_parameters:
+            (exempt if is_norm_or_bias(name) else plain).append(parameter)
+        groups = [
+            {"params": plain, "weight_decay": settings.weight_decay},
+            {"params": exempt, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
+        )
 
     def before_experience(self, loop: Loop) -> None:
         """Act before a task's first step, with the task's data loaded."""
@@ -82,6 +102,11 @@ class Strategy:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
+
+
+def is_norm_or_bias(name: str) -> bool:
+    """Tell by its name whether a parameter belongs to a norm or is a bias."""
+    return "norm" in name or "bias" in name
 
 
 def parse_names(text: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ so one task file serves every variant of the data.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,11 @@ class Task:
     needs_sources: bool = False
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"task {self.name!r}: its name is a folder's name too; use letters, digits, '_', "
+                f"'-' and '.', a letter or digit first"
+            )
         if self.headline not in self.metrics:
             raise ValueError(
                 f"task {self.name}: the headline metric '{self.headline}' is none of its metrics "

@@ -1,0 +1,34 @@
+# `make demo` and `make test` build .venv if it is missing, install the project into it, and run.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := outputs/demo
+
+.PHONY: demo test lint install clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	rm -rf $(DEMO)
+	$(BIN)/cl-mofo run --strategy sequential --out $(DEMO)/sequential
+	$(BIN)/cl-mofo run --strategy mofo --out $(DEMO)/mofo
+	$(BIN)/cl-mofo report $(DEMO) --figures $(DEMO)/figures
+
+test: lint
+	$(BIN)/python -m pytest
+
+# mypy reads the package as it is installed, with tasks, strategies and runs in their places.
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/typed .
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p cl_mofo
+
+clean:
+	rm -rf .venv build outputs *.egg-info

@@ -1,0 +1,270 @@
+"""The command line: `cl-mofo run`, `report`, `check-data` and `list`.
+
+Exit codes: 0; 2 for a user's mistake, with one message and no traceback; 1 for a fault; 130 when
+interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.table import Table
+
+import cl_mofo
+from cl_mofo.errors import TrainingError, UserError
+
+app = typer.Typer(
+    help=(
+        "Fine-tune a causal language model on one task after another, and report what it learned "
+        "and forgot.\n\n"
+        "  cl-mofo run                              MoFO on the embedded suite, with the embedded "
+        "model\n\n"
+        "  cl-mofo run --data TRACE --model PATH    TRACE's tasks with a model of yours\n\n"
+        "  cl-mofo report outputs                   one table over all runs there"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DEFAULT_RECIPE = "trace-mini"
+
+ImportOption = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option("--import", metavar="FILE.py", help="Python file with tasks or strategies."),
+]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, e.g. optimizer.lr=5e-4."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"cl-mofo {cl_mofo.__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog="Examples: cl-mofo run --strategy sequential --set seed=1 | "
+    "cl-mofo run trace --model ./TinyLlama --data ./TRACE-5000 --set mofo.update_fraction=0.1"
+)
+def run(
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="A built-in recipe (cl-mofo list runs) or a YAML file."),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A model folder, a hub name, or 'tiny' (embedded)."),
+    ] = None,
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The folder of TRACE's tasks."),
+    ] = None,
+    strategy: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A strategy, or several joined by '+'."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The run folder to make; default: a fresh one under outputs/."),
+    ] = None,
+    assignments: SetOption = None,
+    imports: ImportOption = None,
+) -> None:
+    """Learn a sequence of tasks with a strategy, scoring after each."""
+    from cl_mofo.console import Console
+    from cl_mofo.recipes import resolve
+
+    raw = raw_recipe(recipe, model, data, strategy, assignments or (), imports or ())
+    checked = resolve(raw)
+    from cl_mofo.experiment import run as execute
+
+    console = Console()
+    try:
+        execute(checked, out=out, observer=console)
+    finally:
+        console.stop()
+
+
+def raw_recipe(
+    recipe: str | None,
+    model: str | None,
+    data: str | None,
+    strategy: str | None,
+    assignments: list[str] | tuple[str, ...],
+    imports: list[Path] | tuple[Path, ...],
+) -> dict[str, Any]:
+    """Merge a recipe, the options and `--set`, the later winning.
+
+    Without a recipe the base is the embedded suite's; `--data` puts TRACE's own epochs and budgets
+    in place of the suite's, and `--model` the paper's optimizer settings in place of tiny's.
+    """
+    from cl_mofo.config import TINY
+    from cl_mofo.data.suites import EMBEDDED
+    from cl_mofo.recipes import override, read_recipe
+
+    raw = read_recipe(recipe or DEFAULT_RECIPE)
+    if recipe is None and data is not None:
+        for key in ("data", "tasks", "evaluation"):
+            raw.pop(key, None)
+    if recipe is None and model not in (None, TINY):
+        raw.pop("optimizer", None)
+    if data is not None:
+        section = _section(raw, "data")
+        suite = section.get("suite")
+        raw["data"] = section | {"path": data, "suite": "trace" if suite in (None, EMBEDDED) else suite}
+    if model is not None:
+        raw["model"] = _section(raw, "model") | {"path": model}
+    if strategy is not None:
+        raw["strategy"] = strategy
+    if imports:
+        raw["imports"] = [*(raw.get("imports") or ()), *map(str, imports)]
+    return override(raw, assignments)
+
+
+def _section(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    section = raw.get(name) or {}
+    if not isinstance(section, dict):
+        raise UserError(f"recipe key {name}: a mapping was expected, not {section!r:.80}")
+    return section
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+    form: Annotated[
+        str, typer.Option("--format", help="terminal, markdown, csv or latex.")
+    ] = "terminal",
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Add the MoFO paper's Table 2 beside ours.")
+    ] = False,
+    figures: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Also draw the heat maps and curves into this folder."),
+    ] = None,
+) -> None:
+    """Print one table over runs: OP, BWT, what was learned, and each task's final score."""
+    from cl_mofo.report import FORMATS, comparison_table, curves, heat_map, load_runs, render
+
+    if form != "terminal" and form not in FORMATS:
+        raise UserError(f"--format {form}: choose terminal, {', '.join(FORMATS)}")
+    found = load_runs(runs)
+    if form == "terminal":
+        RichConsole().print(comparison_table(found, paper=paper))
+    else:
+        print(render(found, form, paper=paper))
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for result in found:
+            heat_map(result, figures / f"{result.name}.png")
+        curves(found, figures / "curves.png")
+        print(f"Drawn to {figures}", file=sys.stderr)
+
+
+@app.command("check-data")
+def check_data(
+    path: Annotated[Path, typer.Argument(help="The folder of a suite, such as TRACE's.")],
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A recipe whose tasks and budgets are meant."),
+    ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The model whose tokens are counted; default: the embedded one."),
+    ] = None,
+    assignments: SetOption = None,
+    imports: ImportOption = None,
+) -> None:
+    """Validate a folder of tasks and print sizes, token lengths and truncation."""
+    from cl_mofo.config import TINY
+    from cl_mofo.data.check import check_folder
+    from cl_mofo.data.suites import plan_tasks
+    from cl_mofo.discovery import registry
+    from cl_mofo.recipes import resolve
+
+    base = recipe or "trace"
+    raw = raw_recipe(base, model or TINY, str(path), None, assignments or (), imports or ())
+    checked = resolve(raw)
+    plans = plan_tasks(checked, registry(checked.imports))
+    from cl_mofo.model import load_tokenizer
+
+    found = check_folder(path, plans, load_tokenizer(checked.model))
+    table = Table(title=f"{path}, tokens of {checked.model.path}", title_justify="left")
+    for column in ("task", "train", "eval", "test", "prompt tokens", "cut at", "answer tokens"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    table.add_column("cut at", justify="right")
+    for row in found.tasks:
+        table.add_row(
+            escape(row.task),
+            *(str(size) for size in row.sizes.values()),
+            f"{row.prompt_tokens[0]:.0f} (max {row.prompt_tokens[1]})",
+            f"{row.budgets[0]}: {row.cut_prompts:.1%}",
+            f"{row.answer_tokens[0]:.0f} (max {row.answer_tokens[1]})",
+            f"{row.budgets[1]}: {row.cut_answers:.1%}",
+        )
+    console = RichConsole()
+    console.print(table)
+    console.print("tokens: median (longest); cut at: budget: share of records cut", highlight=False)
+    for remark in found.remarks:
+        console.print(f"- {remark}", highlight=False, markup=False)
+
+
+@app.command("list")
+def list_things(
+    what: Annotated[str, typer.Argument(help="strategies, tasks or runs.")],
+    imports: ImportOption = None,
+) -> None:
+    """List what can be named: strategies, tasks or runs."""
+    from cl_mofo import listing
+
+    listings = {
+        "strategies": listing.strategies,
+        "tasks": listing.tasks,
+        "runs": listing.runs,
+    }
+    if what not in listings:
+        raise UserError(f"list {what}: choose {', '.join(listings)}")
+    RichConsole().print(listings[what](tuple(imports or ())))
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    print(f"cl-mofo: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Run the command line."""
+    # Library chatter is not for the user: what they need to know comes as one message of ours.
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except UserError as error:
+        _stop(str(error), 2)
+    except TrainingError as error:
+        _stop(str(error), 1)
+    except KeyboardInterrupt:
+        _stop("interrupted; what was measured so far is in the run folder", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except Exception:
+        traceback.print_exc()
+        _stop("a fault in cl-mofo, not in what you gave; the traceback above says where", 1)

@@ -1,0 +1,184 @@
+"""A recipe: everything that decides what a run does, typed and checked before anything is loaded.
+
+A recipe is a YAML mapping. Its values win over those of its protocol, which win over the defaults
+below. A strategy's settings stand under the strategy's name (`mofo: {update_fraction: 0.1}`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def _per_task(value: Any) -> Any:
+    numbers = value.values() if isinstance(value, dict) else [value]
+    for number in numbers:
+        if value is not None and (type(number) is not int or number < 1):
+            raise ValueError(
+                "a whole number of at least 1, or a mapping from task names to such numbers, was "
+                "expected"
+            )
+    return value
+
+
+PerTask = Annotated[int | dict[str, int] | None, BeforeValidator(_per_task)]
+"""One number for all tasks, or a mapping from task names to numbers."""
+
+TINY = "tiny"
+"""The name of the embedded model."""
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values do not change once set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """The causal language model to fine-tune."""
+
+    path: str = "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
+    """A folder, a hub name, or `tiny` for the embedded model."""
+    revision: str | None = None
+    """The hub revision to load."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the forward and backward passes compute in; weights are float32 always. `auto` is
+    bfloat16 on CUDA and float32 on a CPU."""
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    """Allow a hub model to run its own code. Leave it off unless you have read that code."""
+
+
+class DataConfig(Section):
+    """Where the records come from, and how many are used."""
+
+    suite: str = "trace"
+    """`trace`, `trace-mini` (embedded), or the suite of your own tasks."""
+    path: str | None = None
+    """The suite's folder, `<path>/<task>/{train,eval,test}.json`; environment variables expand."""
+    train_limit: PositiveInt | None = None
+    eval_limit: PositiveInt | None = None
+    test_limit: PositiveInt | None = None
+    """The first so many rows of each task's split."""
+
+
+class TasksConfig(Section):
+    """Which tasks, in which order, and what overrides their own epochs and budgets.
+
+    `epochs`, `prompt_tokens` and `answer_tokens` are one number for all tasks, or a mapping from
+    task names to numbers.
+    """
+
+    only: tuple[str, ...] | None = None
+    epochs: PerTask = None
+    prompt_tokens: PerTask = None
+    answer_tokens: PerTask = None
+
+    @field_validator("only")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and len(names) == 0:
+            raise ValueError("name at least one task, or leave the key out")
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("a task is named twice")
+        return names
+
+
+class OptimizerConfig(Section):
+    """The optimizer, its schedule, and the batch it steps on."""
+
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Decoupled decay; norms and biases are never decayed."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls within each task, to zero (cosine, linear) or not at all."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a task's steps over which the learning rate rises linearly from zero."""
+    batch_size: PositiveInt = 64
+    """Examples per optimizer step."""
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
+    """Clip the global gradient norm to this; null does not clip."""
+    reset: bool = False
+    """Start each task with a fresh optimizer state; the default carries it across tasks."""
+
+
+class TrainingConfig(Section):
+    """How a step is computed: nothing here but `tokenisation` and `loss` changes what is learnt."""
+
+    micro_batch_size: PositiveInt = 8
+    """Most examples in one forward pass; gradients accumulate up to `optimizer.batch_size`."""
+    group_by_length: bool = False
+    """Draw batches of similar lengths; the batches are shuffled, their members are alike."""
+    tokenisation: Literal["separate", "joint"] = "separate"
+    """Prompt and answer apart (the prompt's tokens are the same in training and inference), or
+    jointly as TRACE does."""
+    loss: Literal["tokens", "micro_batches"] = "tokens"
+    """Mean over the supervised tokens of the batch, or mean over micro-batches of their means."""
+
+
+class EvaluationConfig(Section):
+    """What is scored after each task, and how answers are decoded."""
+
+    tasks: Literal["seen", "all"] = "seen"
+    initial: bool = True
+    """Score every task before any training."""
+    losses: bool = True
+    """Also record the mean loss per answer token on the test sets."""
+    distance: bool = True
+    """Also record the distance to the initial weights (keeps a copy of them on the host)."""
+    batch_size: PositiveInt = 16
+    decoding: Literal["greedy", "sample"] = "greedy"
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    top_k: PositiveInt | None = None
+    skip_special_tokens: bool = False
+    """Drop special tokens from answers; by default they stay visible, and wrong."""
+
+
+class Recipe(Section):
+    """A whole run. `strategies` holds the settings of every known strategy, by name."""
+
+    protocol: Literal["default", "trace-v1"] = "default"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    tasks: TasksConfig = TasksConfig()
+    strategy: str = "mofo"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    deterministic: bool = False
+    """Ask CUDA for the same bits every time; a CPU gives them always."""
+    save_model: bool = True
+    """Save the final weights in the run folder."""
+    imports: tuple[Path, ...] = ()
+    """Python files that bring tasks or strategies of one's own."""
+    strategies: Mapping[str, Any] = {}
+
+
+PROTOCOLS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "default": {},
+    "trace-v1": {
+        "training": {"tokenisation": "joint", "loss": "micro_batches"},
+        "optimizer": {"schedule": "constant"},
+        "tasks": {"prompt_tokens": 1024, "answer_tokens": 512},
+        "evaluation": {
+            "decoding": "sample",
+            "temperature": 0.1,
+            "top_k": 50,
+            "batch_size": 4,
+            "skip_special_tokens": True,
+        },
+    },
+}
+"""What each protocol sets; docs/protocols.md says why."""

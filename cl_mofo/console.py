@@ -1,0 +1,133 @@
+"""Show a run in the terminal: progress bars, and the table so far after each task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from cl_mofo.observer import Observer
+
+if TYPE_CHECKING:
+    from cl_mofo.config import Recipe
+    from cl_mofo.data.suites import TaskPlan
+    from cl_mofo.loop import Loop
+
+
+class Console(Observer):
+    """Write to a terminal, or plain lines where there is none.
+
+    Args:
+        console: where to write; standard output by default.
+    """
+
+    def __init__(self, console: RichConsole | None = None) -> None:
+        self.console = console or RichConsole()
+        self._progress: Progress | None = None
+        self._tokens = 0
+        self._began = 0.0
+
+    def started(self, recipe: Recipe, plans: Sequence[TaskPlan], folder: Path) -> None:
+        """Say what is run and where it is written."""
+        self.console.print(
+            f"[bold]{escape(recipe.strategy)}[/] on {escape(recipe.data.suite)} "
+            f"({len(plans)} tasks) with {escape(recipe.model.path)}, seed {recipe.seed} "
+            f"-> {escape(str(folder))}",
+            highlight=False,
+        )
+
+    def learning(self, loop: Loop) -> None:
+        """Open a bar over the task's steps."""
+        name = f"learn {loop.plan.task.name}"
+        self._open(name, loop.total_steps, "loss  -  ")
+        self._tokens, self._began = 0, time.perf_counter()
+
+    def stepped(self, loop: Loop) -> None:
+        """Advance by a step."""
+        self._tokens += loop.step_positions
+        rate = self._tokens / max(1e-9, time.perf_counter() - self._began)
+        self._advance(1, f"loss {loop.step_loss.item():.3f}  {rate:,.0f} tok/s")
+
+    def learnt(self, loop: Loop) -> None:
+        """Close the bar, and say how it went where no bar was seen."""
+        self._close()
+        if not self.console.is_terminal:
+            seconds = time.perf_counter() - self._began
+            self.console.print(
+                f"learned {loop.plan.task.name}: {loop.step} steps, "
+                f"loss {loop.step_loss.item():.3f}, {seconds:.1f} s",
+                highlight=False,
+                markup=False,
+            )
+
+    def answering(self, plan: TaskPlan, examples: int, learned: int) -> None:
+        """Open a bar over a test set."""
+        self._open(f"test {plan.task.name}", examples, "")
+
+    def answered(self, examples: int) -> None:
+        """Advance by answered examples."""
+        self._advance(examples, "")
+
+    def measured(self, results: Mapping[str, Any]) -> None:
+        """Print the table so far."""
+        from cl_mofo.report import matrix_table, parse_results
+
+        self._close()
+        self.console.print(matrix_table(parse_results(dict(results), "results.json")))
+
+    def finished(self, results: Mapping[str, Any], folder: Path) -> None:
+        """Say what came out and where it lies."""
+        bwt = results["bwt"][-1]
+        self.console.print(
+            f"OP {results['op'][-1]:.2f}   BWT {'-' if bwt is None else f'{bwt:+.2f}'}   "
+            f"learned {results['learned'][-1]:.2f}   "
+            f"({results['seconds']['training']:.0f} s training, "
+            f"{results['seconds']['evaluation']:.0f} s evaluation)",
+            highlight=False,
+        )
+        self.console.print(
+            f"Written to {escape(str(folder))}: results.json, metrics.parquet, predictions/, "
+            f"figures/matrix.png, figures/curves.png",
+            highlight=False,
+        )
+
+    def stop(self) -> None:
+        """Leave the terminal as it should be, whatever happened."""
+        self._close()
+
+    def _open(self, name: str, total: int, detail: str) -> None:
+        self._close()
+        self._progress = Progress(
+            TextColumn("{task.description:<20}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._bar = self._progress.add_task(name, total=total, detail=detail)
+        self._progress.start()
+
+    def _advance(self, count: int, detail: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._bar, advance=count, detail=detail)
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

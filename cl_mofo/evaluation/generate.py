@@ -1,0 +1,122 @@
+"""Let a model answer a test set, and measure its loss on the reference answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from cl_mofo.config import EvaluationConfig
+from cl_mofo.data.batches import collate, sorted_chunks
+from cl_mofo.data.records import Record
+from cl_mofo.data.tokenise import Encoder
+from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
+
+Advance = Callable[[int], None]
+"""Told how many more examples are done."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer.
+
+    Args:
+        text: what was generated before the end of sequence.
+        finished: whether the end of sequence came within the budget.
+        tokens: tokens generated, the end of sequence included.
+    """
+
+    text: str
+    finished: bool
+    tokens: int
+
+
+def answer(
+    language_model: LanguageModel,
+    encoder: Encoder,
+    prompts: Sequence[str],
+    settings: EvaluationConfig,
+    *,
+    seed: int = 0,
+    advance: Advance = lambda done: None,
+) -> list[Answer]:
+    """Answer prompts in batches of similar lengths; the answers keep the prompts' order.
+
+    Prompts are padded on the left. The random state outside is left as it was.
+
+    Args:
+        language_model: the model; it is put into evaluation mode, and back.
+        encoder: truncates prompts; `encoder.answer_tokens` and the end of sequence may be generated.
+        prompts: texts.
+        settings: decoding and batch size.
+        seed: what sampled decoding starts from.
+        advance: told of progress.
+    """
+    from transformers import GenerationConfig
+
+    ids = [encoder.prompt(prompt) for prompt in prompts]
+    sampling = settings.decoding == "sample"
+    config = GenerationConfig(
+        max_new_tokens=encoder.answer_tokens + 1,
+        do_sample=sampling,
+        temperature=settings.temperature if sampling else None,
+        top_k=settings.top_k if sampling else None,
+        eos_token_id=encoder.eos,
+        pad_token_id=encoder.eos,
+    )
+    answers: dict[int, Answer] = {}
+    with _evaluating(language_model, seed):
+        for chunk in sorted_chunks([len(i) for i in ids], settings.batch_size):
+            width = max(len(ids[i]) for i in chunk)
+            rows = [[encoder.eos] * (width - len(ids[i])) + ids[i] for i in chunk]
+            mask = [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in chunk]
+            with language_model.autocast():
+                output = language_model.module.generate(
+                    input_ids=torch.tensor(rows, device=language_model.device),
+                    attention_mask=torch.tensor(mask, device=language_model.device),
+                    generation_config=config,
+                )
+            for i, generated in zip(chunk, output[:, width:].tolist(), strict=True):
+                finished = encoder.eos in generated
+                text = encoder.decode(generated, skip_special_tokens=settings.skip_special_tokens)
+                tokens = generated.index(encoder.eos) + 1 if finished else len(generated)
+                answers[i] = Answer(text, finished, tokens)
+            advance(len(chunk))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def answer_loss(
+    language_model: LanguageModel,
+    encoder: Encoder,
+    records: Sequence[Record],
+    settings: EvaluationConfig,
+) -> float:
+    """Return the mean loss per answer token (end of sequence included) over records, in nats."""
+    examples = [encoder.encode(record["prompt"], record["answer"]) for record in records]
+    total, tokens = 0.0, 0
+    with _evaluating(language_model, 0):
+        for chunk in sorted_chunks([len(e) for e in examples], settings.batch_size):
+            batch = collate([examples[i] for i in chunk], encoder.eos).to(language_model.device)
+            with language_model.autocast():
+                logits, labels = supervised_logits(language_model.module, batch)
+            total += summed_loss(logits, labels).item()
+            tokens += batch.tokens
+    return total / tokens
+
+
+@contextmanager
+def _evaluating(language_model: LanguageModel, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, and a random state of its own, all undone at the end."""
+    module = language_model.module
+    was_training = module.training
+    on_gpu = language_model.device.type == "cuda"
+    devices = [language_model.device.index or 0] if on_gpu else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        module.eval()
+        try:
+            yield
+        finally:
+            module.train(was_training)

@@ -1,0 +1,103 @@
+"""A run folder: what is written where.
+
+recipe.yaml        what was asked, every default filled in
+manifest.json      versions, commit, data hashes, hardware, start and stop
+metrics.parquet    one row per optimizer step
+predictions/<after>/<task>.jsonl   one line per test example
+results.json       scores, OP and BWT; rewritten after every task
+figures/*.png      the matrix as a heat map, OP and BWT over tasks
+model/             the final weights, as safetensors
+run.log            what happened when
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cl_mofo.errors import UserError
+
+
+class RunFolder:
+    """Create and fill a run folder.
+
+    Args:
+        path: where; None makes a fresh folder `outputs/<time>-<label>`.
+        label: the strategy, for the fresh folder's name.
+
+    Raises:
+        UserError: the folder exists and is not empty, or cannot be made.
+    """
+
+    def __init__(self, path: str | Path | None, label: str) -> None:
+        self.check(path)
+        self.path = _fresh(label) if path is None else Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.path}: cannot be made: {error.strerror}") from error
+        self._handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.log = logging.Logger("cl_mofo.run", logging.INFO)
+        self.log.addHandler(self._handler)
+
+    @staticmethod
+    def check(path: str | Path | None) -> None:
+        """Refuse a path that cannot become a run folder, before anything is loaded."""
+        if path is None or not Path(path).exists():
+            return
+        if not Path(path).is_dir():
+            raise UserError(f"--out {path}: is a file. Name a folder")
+        if any(Path(path).iterdir()):
+            raise UserError(
+                f"--out {path}: the folder is not empty. Name a fresh one, or leave --out away"
+            )
+
+    def close(self) -> None:
+        """Close the log."""
+        self._handler.close()
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        self._replace(name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_yaml(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a YAML file whole or not at all."""
+        self._replace(name, yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
+
+    def write_predictions(self, after: str, task: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write one JSON line per test example."""
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        self._replace(f"predictions/{after}/{task}.jsonl", "\n".join(lines) + "\n")
+
+    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the per-step figures."""
+        import pandas as pd
+
+        partial = self.path / "metrics.parquet.partial"
+        pd.DataFrame(list(rows)).to_parquet(partial, index=False)
+        os.replace(partial, self.path / "metrics.parquet")
+
+    def _replace(self, name: str, text: str) -> None:
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+
+
+def _fresh(label: str) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = Path("outputs") / f"{stamp}-{label}"
+    candidate, count = base, 1
+    while candidate.exists():
+        count += 1
+        candidate = base.with_name(f"{base.name}-{count}")
+    return candidate

@@ -1,0 +1,57 @@
+"""Tables of what can be named: strategies, tasks, runs."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import yaml
+from rich.markup import escape
+from rich.table import Table
+
+from cl_mofo.discovery import registry
+from cl_mofo.recipes import builtin_recipes
+from cl_mofo.strategy import settings
+
+
+def strategies(imports: tuple[Path, ...] = ()) -> Table:
+    """Each strategy with its one line and its settings."""
+    table = Table("strategy", "what it is", "settings (defaults)")
+    for name, strategy in sorted(registry(imports).strategies.items()):
+        module = inspect.getmodule(strategy)
+        text = inspect.getdoc(module) or inspect.getdoc(strategy) or ""
+        given = ", ".join(f"{name}.{key}={value}" for key, value in settings(strategy).items())
+        table.add_row(escape(name), escape(text.split("\n\n")[0]), escape(given))
+    return table
+
+
+def tasks(imports: tuple[Path, ...] = ()) -> Table:
+    """Each task with its suite, language, epochs, metrics and budgets."""
+    table = Table("task", "suite", "language", "epochs", "metrics (headline first)", "budgets")
+    known = registry(imports).tasks.values()
+    for task in sorted(known, key=lambda t: (t.suite, t.position, t.name)):
+        others = [metric for metric in task.metrics if metric != task.headline]
+        table.add_row(
+            escape(task.name),
+            escape(task.suite),
+            task.language,
+            str(task.epochs),
+            escape(", ".join([task.headline, *others])),
+            f"{task.prompt_tokens} + {task.answer_tokens}",
+        )
+    return table
+
+
+def runs(imports: tuple[Path, ...] = ()) -> Table:
+    """Each built-in recipe with the comment it opens with."""
+    table = Table("run", "what it is", "model", "strategy")
+    for name, text in builtin_recipes().items():
+        recipe = yaml.safe_load(text)
+        comment = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
+        table.add_row(
+            name,
+            escape(comment[0] if comment else ""),
+            escape(str(recipe.get("model", {}).get("path", ""))),
+            escape(str(recipe.get("strategy", ""))),
+        )
+    return table

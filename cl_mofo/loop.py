@@ -1,0 +1,248 @@
+"""The loop every strategy shares, on Avalanche's template.
+
+This is the whole of it, with every place a strategy may act and the Avalanche callbacks around::
+
+    for experience in stream:                          # a task; [before|after]_training_exp
+        strategy.before_experience(loop)
+        for epoch in range(epochs):                    # [before|after]_training_epoch
+            for batch in epoch:                        # [before|after]_training_iteration
+                strategy.before_step(loop)
+                for micro_batch in batch:
+                    loss = forward(micro_batch)        # [before|after]_forward
+                    loss = strategy.on_loss(loop, micro_batch, loss)
+                    loss.backward()                    # [before|after]_backward
+                strategy.on_gradients(loop)
+                clip; optimizer.step()                 # [before|after]_update
+                strategy.after_step(loop)
+        strategy.after_experience(loop)
+
+One training iteration is one optimizer step on a global batch. Avalanche plugins that only look
+(loggers, early stopping) work in it unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from cl_mofo.compat import repair_torchvision
+from cl_mofo.config import Recipe
+from cl_mofo.data.batches import MicroBatch, epoch_order, micro_batches
+from cl_mofo.data.suites import TaskPlan
+from cl_mofo.data.tokenise import Encoder, Example
+from cl_mofo.errors import TrainingError
+from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
+from cl_mofo.schedule import lr_factor
+from cl_mofo.strategy import Strategy
+
+repair_torchvision()
+
+from avalanche.training.plugins import EvaluationPlugin  # noqa: E402
+from avalanche.training.templates import SupervisedTemplate  # noqa: E402
+
+
+def encoder_for(language_model: LanguageModel, plan: TaskPlan, recipe: Recipe) -> Encoder:
+    """Return the encoder of a task's records under a recipe."""
+    return Encoder(
+        language_model.tokenizer,
+        plan.prompt_tokens,
+        plan.answer_tokens,
+        joint=recipe.training.tokenisation == "joint",
+    )
+
+
+def _no_metrics() -> Any:
+    """Return Avalanche's evaluation plugin without loggers, and without its warning about that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return EvaluationPlugin()
+
+
+class Loop(SupervisedTemplate):  # type: ignore[misc]
+    """Train a causal language model on one experience after another.
+
+    Args:
+        language_model: the model; it is trained in place.
+        plans: the tasks; experience i of a benchmark is `plans[i]`.
+        recipe: batch, schedule, seed and the rest.
+        strategies: in their order of acting (`cl_mofo.strategy.compose`).
+        plugins: Avalanche plugins.
+
+    What hooks may read and change: `model`, `optimizer`, `plan`, `examples` (the task's encoded
+    training split), `epoch`, `step` and `total_steps` (of this task), `global_step`, `lr`, the
+    gradients in `model`, and after a step `step_loss` (mean per supervised token), `grad_norm`
+    (before clipping) and `step_tokens` (supervised).
+    """
+
+    def __init__(
+        self,
+        *,
+        language_model: LanguageModel,
+        plans: Sequence[TaskPlan],
+        recipe: Recipe,
+        strategies: Sequence[Strategy],
+        plugins: Sequence[Any] = (),
+    ) -> None:
+        self.language_model = language_model
+        self.plans = tuple(plans)
+        self.recipe = recipe
+        self.strategies = tuple(strategies)
+        self.plan = self.plans[0]
+        self.examples: list[Example] = []
+        self.epoch = self.step = self.total_steps = self.global_step = 0
+        self.lr = self.grad_norm = 0.0
+        self.step_loss = torch.zeros(())
+        self.step_tokens = self.step_positions = 0
+        self.micro_batch: MicroBatch | None = None
+        super().__init__(
+            model=language_model.module,
+            optimizer=self._fresh_optimizer(language_model.module),
+            train_mb_size=recipe.optimizer.batch_size,
+            device=language_model.device,
+            plugins=list(plugins),
+            evaluator=_no_metrics(),
+        )
+
+    def _fresh_optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+        parameters = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        owner = next((s for s in self.strategies if "optimizer" in s.phases), Strategy())
+        return owner.make_optimizer(parameters, self.recipe.optimizer)
+
+    # Experience: data, optimizer and counters.
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        """Encode the experience's records; `batches` draws them anew each epoch."""
+        self.plan = self.plans[self.experience.current_experience]
+        encoder = encoder_for(self.language_model, self.plan, self.recipe)
+        self.pad = encoder.eos
+        rows = (self.adapted_dataset[i] for i in range(len(self.adapted_dataset)))
+        self.examples = [encoder.encode(row["prompt"], row["answer"]) for row in rows]
+        self.train_epochs = self.plan.epochs
+        self.epoch = self.step = 0
+        per_epoch = math.ceil(len(self.examples) / self.recipe.optimizer.batch_size)
+        self.total_steps = per_epoch * self.plan.epochs
+
+    def check_model_and_optimizer(self, **kwargs: Any) -> None:
+        """Keep the optimizer across tasks, or start each task with a fresh one (`reset`)."""
+        if self.recipe.optimizer.reset and self.global_step > 0:
+            self.optimizer = self._fresh_optimizer(self.model)
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)
+        for strategy in self.strategies:
+            strategy.before_experience(self)
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        for strategy in self.strategies:
+            strategy.after_experience(self)
+        super()._after_training_exp(**kwargs)
+
+    def batches(self) -> Iterator[list[MicroBatch]]:
+        """Yield this epoch's steps, each as micro-batches; the last may be a short one."""
+        order = epoch_order(
+            [len(example) for example in self.examples],
+            self.recipe.optimizer.batch_size,
+            (self.recipe.seed, self.experience.current_experience, self.epoch),
+            group_by_length=self.recipe.training.group_by_length,
+        )
+        for indices in order:
+            yield micro_batches(
+                self.examples, indices, self.recipe.training.micro_batch_size, self.pad
+            )
+
+    # One epoch of steps.
+
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Step through one epoch."""
+        for batch in self.batches():
+            if self._stop_training:
+                break
+            self._before_training_iteration(**kwargs)
+            for strategy in self.strategies:
+                strategy.before_step(self)
+            self._accumulate(batch, **kwargs)
+            for strategy in self.strategies:
+                strategy.on_gradients(self)
+            self._before_update(**kwargs)
+            self.optimizer_step()
+            self._after_update(**kwargs)
+            for strategy in self.strategies:
+                strategy.after_step(self)
+            self.step += 1
+            self.global_step += 1
+            self._after_training_iteration(**kwargs)
+        self.epoch += 1
+
+    def _accumulate(self, batch: Sequence[MicroBatch], **kwargs: Any) -> None:
+        self.optimizer.zero_grad()
+        self.step_tokens = sum(micro.tokens for micro in batch)
+        self.step_positions = sum(micro.input_ids.numel() for micro in batch)
+        self.step_loss = torch.zeros((), device=self.device)
+        for micro in batch:
+            self.micro_batch = micro.to(self.device)
+            self.mbatch = self._avalanche_batch(self.micro_batch)
+            self._before_forward(**kwargs)
+            self.mb_output, loss = self.loss_on(self.micro_batch)
+            self._after_forward(**kwargs)
+            self.loss = loss / self._divisor(micro, len(batch))
+            self.step_loss += self.loss.detach()
+            for strategy in self.strategies:
+                self.loss = strategy.on_loss(self, self.micro_batch, self.loss)
+            self._before_backward(**kwargs)
+            self.backward()
+            self._after_backward(**kwargs)
+
+    def _avalanche_batch(self, micro: MicroBatch) -> list[torch.Tensor]:
+        task = torch.full((len(micro.input_ids),), self.experience.current_experience)
+        return [micro.input_ids, micro.labels, task]
+
+    def _divisor(self, micro: MicroBatch, micro_batches_in_step: int) -> int:
+        if self.recipe.training.loss == "micro_batches":
+            return max(1, micro.tokens) * micro_batches_in_step
+        return max(1, self.step_tokens)
+
+    def loss_on(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a micro-batch's logits and its loss summed over supervised tokens."""
+        with self.language_model.autocast():
+            logits, labels = supervised_logits(self.model, micro)
+        return logits, summed_loss(logits, labels)
+
+    def optimizer_step(self) -> None:
+        """Set the learning rate, look for non-finite gradients, clip, and step.
+
+        Raises:
+            TrainingError: a gradient is not finite; nothing has been changed.
+        """
+        settings = self.recipe.optimizer
+        warmup = int(settings.warmup_ratio * self.total_steps)
+        factor = lr_factor(settings.schedule, self.step, self.total_steps, warmup)
+        self.lr = settings.lr * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        trained = [p for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+        self.grad_norm = norm.item()
+        if not math.isfinite(self.grad_norm):
+            raise TrainingError(self._non_finite())
+        if settings.max_grad_norm is not None:
+            clip_grads_with_norm_(trained, settings.max_grad_norm, norm)
+        self.optimizer.step()
+
+    def _non_finite(self) -> str:
+        names = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ]
+        where = f"task {self.plan.task.name}, step {self.step + 1} of {self.total_steps}"
+        what = f"the gradient of {', '.join(names[:3])}" if names else "the gradients' norm"
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return (
+            f"{where}: {what}{more} is not finite (loss {self.step_loss.item():.4g}). Nothing was "
+            f"updated. Lower optimizer.lr, or compute in float32 (model.compute_dtype)"
+        )

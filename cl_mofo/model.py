@@ -1,0 +1,159 @@
+"""Load a causal language model and its tokenizer: safetensors only, by path or hub name."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from cl_mofo.compat import repair_torchvision
+from cl_mofo.config import TINY, ModelConfig
+from cl_mofo.data.batches import IGNORED, MicroBatch
+from cl_mofo.errors import UserError
+from cl_mofo.recipes import expand
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model: the module, its tokenizer, and where and in what type it computes."""
+
+    module: Any
+    tokenizer: Any
+    device: torch.device
+    compute_dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which forward passes run."""
+        return torch.autocast(
+            self.device.type,
+            dtype=torch.bfloat16,
+            enabled=self.compute_dtype == torch.bfloat16,
+        )
+
+
+def load_model(config: ModelConfig) -> LanguageModel:
+    """Load the model in float32 onto its device.
+
+    Raises:
+        UserError: it cannot be found or loaded, or CUDA is asked for and not there.
+    """
+    device = _device(config.device)
+    compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
+        config.compute_dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
+    )
+    repair_torchvision()
+    import transformers
+
+    module = _from_pretrained(
+        transformers.AutoModelForCausalLM, config, dtype=torch.float32, use_safetensors=True
+    )
+    # What the checkpoint's author preferred for chatting must not change how answers are decoded.
+    module.generation_config = transformers.GenerationConfig()
+    if config.gradient_checkpointing:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return LanguageModel(module.to(device), load_tokenizer(config), device, compute)
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """Load the model's tokenizer.
+
+    Raises:
+        UserError: it cannot be found or loaded.
+    """
+    repair_torchvision()
+    import transformers
+
+    return _from_pretrained(transformers.AutoTokenizer, config)
+
+
+def _from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
+    name = _name(config.path)
+    try:
+        return kind.from_pretrained(
+            name,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(_not_loaded(config.path, error)) from error
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("recipe key model.device: 'cuda' was asked for, but torch finds no CUDA GPU")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def _name(path: str) -> str:
+    if path == TINY:
+        from cl_mofo import mini
+
+        return str(mini.tiny_path())
+    expanded = expand(path)
+    looks_local = path.startswith((".", "/", "~", "$")) or path.count("/") > 1
+    if looks_local and not expanded.is_dir():
+        raise UserError(f"model '{path}': there is no such folder")
+    if expanded.is_dir():
+        if not (expanded / "config.json").is_file():
+            raise UserError(f"model '{path}': the folder has no config.json; it is no checkpoint")
+        return str(expanded)
+    return path
+
+
+def _not_loaded(path: str, error: Exception) -> str:
+    text = str(error)
+    if Path(path).is_dir() or path == TINY:
+        return f"model '{path}' cannot be loaded: {text.splitlines()[0] if text else error!r}"
+    return (
+        f"model '{path}' is neither a folder nor to be had from the hub now; give a folder with its "
+        f"safetensors: --model PATH (or --model {TINY} for the embedded model)"
+    )
+
+
+def check_positions(language_model: LanguageModel, tokens: int, where: str) -> None:
+    """Refuse sequences longer than the model's positions.
+
+    Raises:
+        UserError: the model has fewer positions than `tokens`.
+    """
+    limit = getattr(language_model.module.config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise UserError(
+            f"{where}: prompt and answer may take {tokens} tokens, but the model has {limit} "
+            f"positions; lower tasks.prompt_tokens or tasks.answer_tokens"
+        )
+
+
+def supervised_logits(module: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits that predict supervised labels, and those labels.
+
+    Only the positions from the first supervised one on go through the model's head, which for a
+    large vocabulary costs more memory than the rest of the forward pass.
+
+    Returns:
+        logits [examples, positions, vocabulary], labels [examples, positions]
+    """
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if not batch.padding_free:
+        inputs["attention_mask"] = batch.attention_mask
+    start = max(batch.first - 1, 0)
+    keep = batch.input_ids.shape[1] - start
+    if "logits_to_keep" in inspect.signature(module.forward).parameters:
+        logits = module(**inputs, logits_to_keep=keep).logits
+    else:
+        logits = module(**inputs).logits[:, start:]
+    return logits[:, :-1], batch.labels[:, start + 1 :]
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy summed over supervised labels, computed in float32."""
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )

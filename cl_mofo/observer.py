@@ -1,0 +1,40 @@
+"""What a run tells whoever watches it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cl_mofo.config import Recipe
+    from cl_mofo.data.suites import TaskPlan
+    from cl_mofo.loop import Loop
+
+
+class Observer:
+    """Watch a run in silence; a subclass overrides what it wants to hear."""
+
+    def started(self, recipe: Recipe, plans: Sequence[TaskPlan], folder: Path) -> None:
+        """Hear that the run begins."""
+
+    def learning(self, loop: Loop) -> None:
+        """Hear that a task's first step is next."""
+
+    def stepped(self, loop: Loop) -> None:
+        """Hear that an optimizer step was taken."""
+
+    def learnt(self, loop: Loop) -> None:
+        """Hear that a task's last step was taken."""
+
+    def answering(self, plan: TaskPlan, examples: int, learned: int) -> None:
+        """Hear that a test set is next, after `learned` tasks."""
+
+    def answered(self, examples: int) -> None:
+        """Hear that so many more examples were answered."""
+
+    def measured(self, results: Mapping[str, Any]) -> None:
+        """Hear the results so far, after each task."""
+
+    def finished(self, results: Mapping[str, Any], folder: Path) -> None:
+        """Hear that the run is done."""

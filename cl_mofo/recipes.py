@@ -1,0 +1,289 @@
+"""From what the user gave (a recipe's name or file, options, `--set`) to a checked `Recipe`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from cl_mofo.config import PROTOCOLS, Recipe, Section
+from cl_mofo.discovery import Registry, registry
+from cl_mofo.errors import UserError, closest, hint, nearest
+from cl_mofo.strategy import compose, parse_names
+
+RESERVED = {"strategies"}
+
+
+def builtin_recipes() -> dict[str, str]:
+    """Return the recipes of the package, name to YAML text, in the names' order."""
+    folder = importlib.resources.files("cl_mofo.runs")
+    files = [f for f in folder.iterdir() if f.name.endswith(".yaml")]
+    return {
+        f.name.removesuffix(".yaml"): f.read_text("utf-8")
+        for f in sorted(files, key=lambda f: f.name)
+    }
+
+
+def read_recipe(name_or_path: str) -> dict[str, Any]:
+    """Read a recipe by the name of a built-in one or by its path.
+
+    Raises:
+        UserError: there is no such recipe, or it is not a YAML mapping.
+    """
+    builtin = builtin_recipes()
+    if name_or_path in builtin:
+        return _mapping(builtin[name_or_path], name_or_path)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise UserError(
+            f"recipe '{name_or_path}': neither a file nor a built-in recipe"
+            f"{nearest(name_or_path, builtin)}; built in: {', '.join(builtin)}"
+        )
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path}: cannot be read: {error}") from error
+    return _mapping(text, str(path))
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"recipe {where}: not valid YAML: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"recipe {where}: a mapping of keys was expected, not {value!r:.80}")
+    return value
+
+
+def override(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Apply `key.subkey=value` assignments, whose values are YAML, on a copy of a recipe.
+
+    Raises:
+        UserError: an assignment has no `=`, or its value is not YAML.
+    """
+    result = dict(recipe)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise UserError(f"--set {assignment}: write key=value, as in --set optimizer.lr=5e-4")
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise UserError(f"--set {assignment}: the value is not valid YAML: {error}") from error
+        *sections, last = (part.strip() for part in key.split("."))
+        result = _assigned(result, sections, last, value, assignment)
+    return result
+
+
+def _assigned(
+    node: Mapping[str, Any], sections: Sequence[str], last: str, value: Any, assignment: str
+) -> dict[str, Any]:
+    if not sections:
+        return {**node, last: value}
+    below = node.get(sections[0]) or {}
+    if not isinstance(below, Mapping):
+        raise UserError(f"--set {assignment}: '{sections[0]}' is the value {below!r}, not a section")
+    inner = _assigned(below, sections[1:], last, value, assignment)
+    return {**node, sections[0]: inner}
+
+
+def resolve(raw: Mapping[str, Any]) -> Recipe:
+    """Check a raw recipe whole, whichever strategy it chooses, and fill in every default.
+
+    Raises:
+        UserError: naming every key that is unknown or has a wrong value, with the nearest right
+            name; an unknown protocol, strategy or task.
+    """
+    if not isinstance(raw, Mapping):
+        raise UserError(f"a recipe is a mapping of keys, not {raw!r:.80}")
+    imports = raw.get("imports") or ()
+    if isinstance(imports, (str, Path)):
+        imports = (imports,)
+    if not isinstance(imports, Sequence) or not all(isinstance(i, (str, Path)) for i in imports):
+        raise UserError(f"recipe key imports: a list of Python files was expected, not {imports!r}")
+    known = registry(tuple(Path(i) for i in imports))
+    strategies = {k: v for k, v in raw.items() if isinstance(k, str) and k in known.strategies}
+    core = {k: v for k, v in raw.items() if k not in strategies}
+    problems = _unknown_keys(core, known)
+    problems += _check_strategies(strategies, known)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(
+            {**_with_protocol(core), "strategies": _configs(strategies, known), "imports": imports}
+        )
+    except ValidationError as error:
+        problems += _told(error)
+    except UserError as error:
+        problems.append(str(error))
+    problems += _check_names(core, known)
+    if problems or recipe is None:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    compose(known.strategy(n)(recipe.strategies[n]) for n in parse_names(recipe.strategy))
+    return recipe
+
+
+def _with_protocol(core: Mapping[str, Any]) -> dict[str, Any]:
+    protocol = PROTOCOLS.get(str(core.get("protocol", "default")), {})
+    merged = dict(core)
+    for section, values in protocol.items():
+        given = core.get(section)
+        if given is None or isinstance(given, Mapping):
+            merged[section] = {**values, **(given or {})}
+    return {k: ({} if v is None and _is_section(k) else v) for k, v in merged.items()}
+
+
+def _is_section(key: str) -> bool:
+    field = Recipe.model_fields.get(key)
+    return field is not None and isinstance(field.default, Section)
+
+
+def _check_strategies(given: Mapping[str, Any], known: Registry) -> list[str]:
+    problems = []
+    for name, values in given.items():
+        config = known.strategies[name].Config
+        fields = [f.name for f in dataclasses.fields(config)]
+        if values is None:
+            continue
+        if not isinstance(values, Mapping):
+            problems.append(f"recipe key {name}: a mapping of settings was expected")
+            continue
+        problems += [
+            f"unknown recipe key '{name}.{key}'{_near_leaf(str(key), _dotted(name, fields))}; "
+            f"known: {', '.join(_dotted(name, fields)) or 'none'}"
+            for key in values
+            if key not in fields
+        ]
+        try:
+            _config(config, values)
+        except ValidationError as error:
+            problems += [p for p in _told(error, name) if "unknown" not in p]
+        except (TypeError, ValueError) as error:
+            problems.append(f"recipe key {name}: {error}")
+    return problems
+
+
+def _configs(given: Mapping[str, Any], known: Registry) -> dict[str, Any]:
+    configs = {}
+    for name, strategy in known.strategies.items():
+        try:
+            configs[name] = _config(strategy.Config, given.get(name) or {})
+        except (ValidationError, TypeError, ValueError):
+            configs[name] = None
+    return configs
+
+
+def _config(config: type[Any], values: Mapping[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(config)}
+    return TypeAdapter(config).validate_python({k: v for k, v in values.items() if k in known})
+
+
+def _dotted(name: str, fields: Iterable[str]) -> list[str]:
+    return [f"{name}.{field}" for field in fields]
+
+
+def _unknown_keys(core: Mapping[str, Any], known: Registry) -> list[str]:
+    """Name every key that no section has, with the key it may have meant."""
+    keys: list[str] = []
+    sections: dict[str, list[str]] = {}
+    for name, field in Recipe.model_fields.items():
+        if name in RESERVED:
+            continue
+        keys.append(name)
+        if isinstance(field.default, Section):
+            sections[name] = [f"{name}.{sub}" for sub in type(field.default).model_fields]
+    keys += list(known.strategies)
+    leaves = [leaf for leaves in sections.values() for leaf in leaves]
+    problems = []
+    for key, value in core.items():
+        if key not in keys:
+            meant = nearest(str(key), keys) or _near_leaf(str(key), leaves)
+            problems.append(f"unknown recipe key '{key}'{meant}; known: {', '.join(keys)}")
+        elif key in sections and isinstance(value, Mapping):
+            problems += [
+                f"unknown recipe key '{key}.{sub}'"
+                f"{_same_leaf(str(sub), leaves) or _near_leaf(str(sub), sections[key])}; "
+                f"known: {', '.join(sections[key])}"
+                for sub in value
+                if f"{key}.{sub}" not in sections[key]
+            ]
+    return problems
+
+
+def _same_leaf(name: str, leaves: Iterable[str]) -> str:
+    return hint(next((leaf for leaf in leaves if leaf.rpartition(".")[2] == name), None))
+
+
+def _near_leaf(name: str, leaves: Iterable[str]) -> str:
+    by_name = {leaf.rpartition(".")[2]: leaf for leaf in leaves}
+    near = closest(name, by_name)
+    return hint(near and by_name[near])
+
+
+def _told(error: ValidationError, prefix: str = "") -> list[str]:
+    problems = []
+    for detail in error.errors():
+        path = [str(part) for part in detail["loc"]]
+        # A union's branches add their own names to the place; the key is what the user wrote.
+        path = [part for part in path if not re.search(r"[\[\]()]", part) and part != "int"]
+        if prefix:
+            path = [prefix, *path]
+        if detail["type"] == "extra_forbidden":
+            continue
+        given = "" if isinstance(detail["input"], Mapping) else f", not {detail['input']!r:.80}"
+        problems.append(f"recipe key {'.'.join(path)}: {_lower(detail['msg'])}{given}")
+    return problems
+
+
+def _lower(text: str) -> str:
+    text = text.removeprefix("Value error, ")
+    return text[:1].lower() + text[1:]
+
+
+def _check_names(core: Mapping[str, Any], known: Registry) -> list[str]:
+    """Name every strategy and task that the recipe names and nobody knows."""
+    problems: list[str] = []
+    tasks = core.get("tasks")
+    named = [*tasks.values()] if isinstance(tasks, Mapping) else []
+    lists = [n for value in named if isinstance(value, (Mapping, list, tuple)) for n in value]
+    strategy = core.get("strategy", Recipe.model_fields["strategy"].default)
+    try:
+        strategies = parse_names(strategy) if isinstance(strategy, str) else ()
+    except UserError as error:
+        return [str(error)]
+    lookups = [(known.strategy, name) for name in strategies]
+    lookups += [(known.task, name) for name in lists if isinstance(name, str)]
+    for lookup, name in lookups:
+        try:
+            lookup(name)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def expand(path: str) -> Path:
+    """Expand environment variables and `~` in a path.
+
+    Raises:
+        UserError: a variable is not set.
+    """
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    if "$" in expanded:
+        raise UserError(f"path '{path}': an environment variable in it is not set")
+    return Path(expanded)
+
+
+def to_mapping(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as the plain mapping that `resolve` gives the same recipe for."""
+    core = recipe.model_dump(mode="json", exclude={"strategies"})
+    settings = {name: dataclasses.asdict(config) for name, config in recipe.strategies.items()}
+    return core | {name: values for name, values in settings.items() if values}

@@ -1,0 +1,60 @@
+"""An Avalanche plugin that keeps one row of figures per optimizer step and tells the observer."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from cl_mofo.compat import repair_torchvision
+from cl_mofo.observer import Observer
+
+if TYPE_CHECKING:
+    from cl_mofo.loop import Loop
+
+repair_torchvision()
+
+from avalanche.core import SupervisedPlugin  # noqa: E402
+
+
+class StepLog(SupervisedPlugin):  # type: ignore[misc]
+    """Keep rows of step figures.
+
+    Each row: task, epoch (from 0), step (of the task, from 1), global_step, lr, loss (nats, mean per
+    supervised token), grad_norm (before clipping), tokens (supervised), positions (computed, padding
+    included), seconds.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self.observer = observer
+        self.rows: list[dict[str, Any]] = []
+
+    def before_training_exp(self, strategy: Loop, **kwargs: Any) -> None:
+        """Tell that a task begins."""
+        self.observer.learning(strategy)
+
+    def before_training_iteration(self, strategy: Loop, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._began = time.perf_counter()
+
+    def after_training_iteration(self, strategy: Loop, **kwargs: Any) -> None:
+        """Keep a row and tell of the step."""
+        self.rows.append(
+            {
+                "task": strategy.plan.task.name,
+                "epoch": strategy.epoch,
+                "step": strategy.step,
+                "global_step": strategy.global_step,
+                "lr": strategy.lr,
+                "loss": strategy.step_loss.item(),
+                "grad_norm": strategy.grad_norm,
+                "tokens": strategy.step_tokens,
+                "positions": strategy.step_positions,
+                "seconds": time.perf_counter() - self._began,
+            }
+        )
+        self.observer.stepped(strategy)
+
+    def after_training_exp(self, strategy: Loop, **kwargs: Any) -> None:
+        """Tell that a task is learnt."""
+        self.observer.learnt(strategy)
