@@ -38,7 +38,7 @@ def bleu(predictions: Sequence[str], references: Sequence[str], order: int) -> f
         order: the longest n-grams counted, all orders weighing the same (1 for BLEU-1).
     """
     # nltk takes a second and a half to import, and most tasks do without it.
-    from nltk.translate.bleu_score import sentence_bleu  # type: ignore[import-untyped]
+    from nltk.translate.bleu_score import sentence_bleu
 
     weights = (1.0 / order,) * order
 

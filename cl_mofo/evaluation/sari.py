@@ -25,7 +25,7 @@ ORDERS = (1, 2, 3, 4)
 Gram = tuple[str, ...]
 Grams = Counter[Gram]
 
-_tokenize = Tokenizer13a()  # type: ignore[no-untyped-call]
+_tokenize = Tokenizer13a()
 
 
 def sari_of(source: str, prediction: str, reference: str) -> float:
