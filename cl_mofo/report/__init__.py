@@ -1,0 +1,36 @@
+"""Tables and figures over the runs that `results.json` files record.
+
+    runs = load_runs(["outputs"])             # every run found there
+    print(render(runs, "markdown"))           # strategies as rows, mean and deviation over seeds
+    heat_map(runs[0], "figures/matrix.png")   # one run's R matrix
+    curves(runs, "figures/curves.png")        # OP and BWT as tasks are learned
+
+pandas and matplotlib load when a function that needs them is called, not on import.
+"""
+
+from __future__ import annotations
+
+from cl_mofo.report.figures import curves, heat_map
+from cl_mofo.report.frame import summarise
+from cl_mofo.report.load import load_results, load_runs, parse_results
+from cl_mofo.report.matrix import matrix_markdown, matrix_table
+from cl_mofo.report.results import RunResults
+from cl_mofo.report.summary import CONVENTION, notes
+from cl_mofo.report.table import FORMATS, comparison_table, render
+
+__all__ = [
+    "CONVENTION",
+    "FORMATS",
+    "RunResults",
+    "comparison_table",
+    "curves",
+    "heat_map",
+    "load_results",
+    "load_runs",
+    "matrix_markdown",
+    "matrix_table",
+    "notes",
+    "parse_results",
+    "render",
+    "summarise",
+]

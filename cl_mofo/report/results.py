@@ -1,0 +1,95 @@
+"""The scores of one run, and what follows from them: OP, BWT, and how much was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cl_mofo.errors import UserError
+from cl_mofo.report.settings import Settings
+
+if TYPE_CHECKING:
+    from cl_mofo.evaluation import ResultMatrix
+
+OP_CONVENTION = "OP_t = mean over i<=t of R[t,i]"
+BWT_CONVENTION = "BWT_t = mean over i<t of (R[t,i] - R[i,i]), divisor t-1, signed"
+
+Cells = tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """One run's scores.
+
+    Args:
+        path: the `results.json` it came from.
+        strategy: the strategy's name as written, such as "ewc+mofo".
+        seed: the run's seed.
+        suite, model: what it ran on; empty where the file does not say.
+        tasks: the T task names in the order learned.
+        headline: the metric in `scores`, by task; may be empty.
+        scores: T rows of T percents, None where unmeasured; row i is after learning task i.
+        initial: T percents before any training, or None.
+        finished: whether all tasks are learned and scored.
+        settings: the recipe it ran by, as far as known: dotted keys, values as JSON.
+    """
+
+    path: Path
+    strategy: str
+    seed: int
+    suite: str
+    model: str
+    tasks: tuple[str, ...]
+    headline: Mapping[str, str]
+    scores: tuple[Cells, ...]
+    initial: Cells | None
+    finished: bool
+    settings: Settings = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.path.absolute().parent.name
+
+    @property
+    def learned_tasks(self) -> int:
+        """The number of tasks learned so far: the last row with a measured cell."""
+        measured = (t for t, row in enumerate(self.scores, 1) if any(c is not None for c in row))
+        return max(measured, default=0)
+
+    @cached_property
+    def op(self) -> Cells:
+        """OP_t for t = 1 .. tasks learned; None where a cell it needs is unmeasured."""
+        return tuple(_figure(self._matrix.op, t) for t in range(1, self.learned_tasks + 1))
+
+    @cached_property
+    def bwt(self) -> Cells:
+        """BWT_t for t = 1 .. tasks learned; None for t = 1 and where a cell is unmeasured."""
+        return tuple(_figure(self._matrix.bwt, t) for t in range(1, self.learned_tasks + 1))
+
+    @cached_property
+    def learned(self) -> float | None:
+        """Mean of R[i,i] over the tasks learned; None where one is unmeasured."""
+        return _figure(self._matrix.learned, self.learned_tasks)
+
+    @property
+    def final(self) -> Cells:
+        """Scores of all T tasks after the last task learned."""
+        t = self.learned_tasks
+        return self.scores[t - 1] if t else (None,) * len(self.tasks)
+
+    @cached_property
+    def _matrix(self) -> ResultMatrix:
+        from cl_mofo.evaluation import ResultMatrix
+
+        return ResultMatrix(self.tasks, self.scores)
+
+
+def _figure(figure: Callable[[int], float], after: int) -> float | None:
+    try:
+        return figure(after)
+    except UserError:  # undefined after so few tasks, or a cell it needs is unmeasured
+        return None

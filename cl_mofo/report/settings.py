@@ -1,0 +1,72 @@
+"""What a run was asked to do, read from the `recipe.yaml` beside its results.
+
+Runs of one strategy whose recipes differ in more than the seed must not be averaged, and a reader
+wants to see in what they differ: `mofo (mofo.update_fraction=0.1)`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cl_mofo.errors import UserError
+
+FILE_NAME = "recipe.yaml"
+_NO_MATTER = frozenset({"seed", "strategy", "save_model"})
+
+Settings = Mapping[str, str]
+"""Dotted recipe key -> value as JSON; empty where a run has no recipe."""
+
+
+def read_settings(folder: Path, strategy: str) -> Settings:
+    """Read the recipe of a run, without its seed and the settings of strategies it does not use.
+
+    Args:
+        folder: the run folder.
+        strategy: the run's strategy, such as "ewc+mofo".
+
+    Raises:
+        UserError: there is a recipe, and it cannot be read or is not a YAML mapping.
+    """
+    import yaml
+
+    from cl_mofo.config import Recipe
+
+    file = folder / FILE_NAME
+    try:
+        recipe = yaml.safe_load(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(recipe, dict):
+        raise UserError(f"{file}: is not a recipe: a mapping is expected")
+    used = Recipe.model_fields.keys() | {name.strip() for name in strategy.split("+")}
+    kept = {key: value for key, value in recipe.items() if key in used - _NO_MATTER}
+    return dict(_leaves(kept, ""))
+
+
+def differences(recipes: Sequence[Settings]) -> list[str]:
+    """Say of each recipe what sets it apart from the others; nothing if it is the only one."""
+    known = [recipe for recipe in recipes if recipe]
+    keys = dict.fromkeys(key for recipe in known for key in recipe)
+    apart = [key for key in keys if len({recipe.get(key) for recipe in known}) > 1]
+    return [
+        ", ".join(f"{key}={recipe[key]}" for key in apart if key in recipe)
+        if recipe or len(recipes) == 1
+        else f"no {FILE_NAME}"
+        for recipe in recipes
+    ]
+
+
+def _leaves(value: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, child in value.items():
+        name = prefix + json.dumps(str(key))[1:-1]
+        if isinstance(child, dict) and child:
+            yield from _leaves(child, f"{name}.")
+        else:
+            yield name, json.dumps(child, default=str, sort_keys=True)
