@@ -15,8 +15,6 @@ from typing import Annotated, Any, NoReturn, Optional
 
 import typer
 from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.table import Table
 
 import cl_mofo
 from cl_mofo.errors import TrainingError, UserError
@@ -126,7 +124,10 @@ def raw_recipe(
     if data is not None:
         section = _section(raw, "data")
         suite = section.get("suite")
-        raw["data"] = section | {"path": data, "suite": "trace" if suite in (None, EMBEDDED) else suite}
+        raw["data"] = section | {
+            "path": data,
+            "suite": "trace" if suite in (None, EMBEDDED) else suite,
+        }
     if model is not None:
         raw["model"] = _section(raw, "model") | {"path": model}
     if strategy is not None:
@@ -190,6 +191,7 @@ def check_data(
     imports: ImportOption = None,
 ) -> None:
     """Validate a folder of tasks and print sizes, token lengths and truncation."""
+    from cl_mofo import listing
     from cl_mofo.config import TINY
     from cl_mofo.data.check import check_folder
     from cl_mofo.data.suites import plan_tasks
@@ -203,22 +205,14 @@ def check_data(
     from cl_mofo.model import load_tokenizer
 
     found = check_folder(path, plans, load_tokenizer(checked.model))
-    table = Table(title=f"{path}, tokens of {checked.model.path}", title_justify="left")
-    for column in ("task", "train", "eval", "test", "prompt tokens", "cut at", "answer tokens"):
-        table.add_column(column, justify="left" if column == "task" else "right")
-    table.add_column("cut at", justify="right")
-    for row in found.tasks:
-        table.add_row(
-            escape(row.task),
-            *(str(size) for size in row.sizes.values()),
-            f"{row.prompt_tokens[0]:.0f} (max {row.prompt_tokens[1]})",
-            f"{row.budgets[0]}: {row.cut_prompts:.1%}",
-            f"{row.answer_tokens[0]:.0f} (max {row.answer_tokens[1]})",
-            f"{row.budgets[1]}: {row.cut_answers:.1%}",
-        )
     console = RichConsole()
-    console.print(table)
-    console.print("tokens: median (longest); cut at: budget: share of records cut", highlight=False)
+    console.print(listing.checks(found))
+    console.print(
+        f"Tokens of {checked.model.path}: median (longest), and the share of records that the "
+        f"budget cuts",
+        highlight=False,
+        markup=False,
+    )
     for remark in found.remarks:
         console.print(f"- {remark}", highlight=False, markup=False)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from cl_mofo.errors import UserError, nearest
 from cl_mofo.strategy import Strategy
@@ -48,7 +49,10 @@ class Registry:
         return tuple(sorted(members, key=lambda task: (task.position, task.name)))
 
 
-def _lookup(kind: str, name: str, known: Mapping[str, object]):  # type: ignore[no-untyped-def]
+T = TypeVar("T")
+
+
+def _lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise UserError(
             f"unknown {kind} '{name}'{nearest(name, known)}; known: {', '.join(known)}. "
@@ -127,8 +131,8 @@ def _strategies(modules: Sequence[ModuleType]) -> Iterator[tuple[str, type[Strat
                 yield value.name, value, str(module.__file__)
 
 
-def _by_name(kind: str, found: Iterable[tuple[str, object, str]]):  # type: ignore[no-untyped-def]
-    named: dict[str, object] = {}
+def _by_name(kind: str, found: Iterable[tuple[str, T, str]]) -> dict[str, T]:
+    named: dict[str, T] = {}
     origin: dict[str, str] = {}
     for name, value, file in found:
         if name in named and named[name] is not value:

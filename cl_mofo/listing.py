@@ -1,4 +1,4 @@
-"""Tables of what can be named: strategies, tasks, runs."""
+"""Tables of what can be named (strategies, tasks, runs) and of what `check-data` found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
+from cl_mofo.data.check import FolderCheck
 from cl_mofo.discovery import registry
 from cl_mofo.recipes import builtin_recipes
 from cl_mofo.strategy import settings
@@ -53,5 +54,23 @@ def runs(imports: tuple[Path, ...] = ()) -> Table:
             escape(comment[0] if comment else ""),
             escape(str(recipe.get("model", {}).get("path", ""))),
             escape(str(recipe.get("strategy", ""))),
+        )
+    return table
+
+
+def checks(found: FolderCheck) -> Table:
+    """Each task's sizes, token lengths, and the share of records its budgets cut."""
+    table = Table(padding=(0, 0, 0, 1))
+    table.add_column("task", no_wrap=True)
+    for column in ("train/eval/test", "prompt", "cut", "answer", "cut"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.tasks:
+        table.add_row(
+            escape(row.task),
+            "/".join(str(size) for size in row.sizes.values()),
+            f"{row.prompt_tokens[0]:.0f} ({row.prompt_tokens[1]})",
+            f"{row.cut_prompts:.0%} at {row.budgets[0]}",
+            f"{row.answer_tokens[0]:.0f} ({row.answer_tokens[1]})",
+            f"{row.cut_answers:.0%} at {row.budgets[1]}",
         )
     return table

@@ -63,7 +63,7 @@ def _no_metrics() -> Any:
         return EvaluationPlugin()
 
 
-class Loop(SupervisedTemplate):  # type: ignore[misc]
+class Loop(SupervisedTemplate):
     """Train a causal language model on one experience after another.
 
     Args:

@@ -85,7 +85,9 @@ def _from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
 
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("recipe key model.device: 'cuda' was asked for, but torch finds no CUDA GPU")
+        raise UserError(
+            "recipe key model.device: 'cuda' was asked for, but torch finds no CUDA GPU"
+        )
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(wanted)

@@ -92,7 +92,9 @@ def _assigned(
         return {**node, last: value}
     below = node.get(sections[0]) or {}
     if not isinstance(below, Mapping):
-        raise UserError(f"--set {assignment}: '{sections[0]}' is the value {below!r}, not a section")
+        raise UserError(
+            f"--set {assignment}: '{sections[0]}' is the value {below!r}, not a section"
+        )
     inner = _assigned(below, sections[1:], last, value, assignment)
     return {**node, sections[0]: inner}
 
@@ -115,11 +117,11 @@ def resolve(raw: Mapping[str, Any]) -> Recipe:
     strategies = {k: v for k, v in raw.items() if isinstance(k, str) and k in known.strategies}
     core = {k: v for k, v in raw.items() if k not in strategies}
     problems = _unknown_keys(core, known)
-    problems += _check_strategies(strategies, known)
+    configs = _strategy_settings(strategies, known, problems)
     recipe = None
     try:
         recipe = Recipe.model_validate(
-            {**_with_protocol(core), "strategies": _configs(strategies, known), "imports": imports}
+            {**_with_protocol(core), "strategies": configs, "imports": imports}
         )
     except ValidationError as error:
         problems += _told(error)
@@ -147,44 +149,30 @@ def _is_section(key: str) -> bool:
     return field is not None and isinstance(field.default, Section)
 
 
-def _check_strategies(given: Mapping[str, Any], known: Registry) -> list[str]:
-    problems = []
-    for name, values in given.items():
-        config = known.strategies[name].Config
-        fields = [f.name for f in dataclasses.fields(config)]
-        if values is None:
-            continue
+def _strategy_settings(
+    given: Mapping[str, Any], known: Registry, problems: list[str]
+) -> dict[str, Any]:
+    """Return every strategy's settings, and append what is wrong with the given ones."""
+    configs: dict[str, Any] = {}
+    for name, strategy in known.strategies.items():
+        values = given.get(name)
+        values = {} if values is None else values
         if not isinstance(values, Mapping):
             problems.append(f"recipe key {name}: a mapping of settings was expected")
             continue
+        fields = _dotted(name, (f.name for f in dataclasses.fields(strategy.Config)))
+        unknown = [key for key in values if f"{name}.{key}" not in fields]
         problems += [
-            f"unknown recipe key '{name}.{key}'{_near_leaf(str(key), _dotted(name, fields))}; "
-            f"known: {', '.join(_dotted(name, fields)) or 'none'}"
-            for key in values
-            if key not in fields
+            f"unknown recipe key '{name}.{key}'{_near_leaf(str(key), fields)}; "
+            f"known: {', '.join(fields) or 'none'}"
+            for key in unknown
         ]
+        kept = {key: value for key, value in values.items() if key not in unknown}
         try:
-            _config(config, values)
+            configs[name] = TypeAdapter(strategy.Config).validate_python(kept)
         except ValidationError as error:
-            problems += [p for p in _told(error, name) if "unknown" not in p]
-        except (TypeError, ValueError) as error:
-            problems.append(f"recipe key {name}: {error}")
-    return problems
-
-
-def _configs(given: Mapping[str, Any], known: Registry) -> dict[str, Any]:
-    configs = {}
-    for name, strategy in known.strategies.items():
-        try:
-            configs[name] = _config(strategy.Config, given.get(name) or {})
-        except (ValidationError, TypeError, ValueError):
-            configs[name] = None
+            problems += _told(error, name)
     return configs
-
-
-def _config(config: type[Any], values: Mapping[str, Any]) -> Any:
-    known = {f.name for f in dataclasses.fields(config)}
-    return TypeAdapter(config).validate_python({k: v for k, v in values.items() if k in known})
 
 
 def _dotted(name: str, fields: Iterable[str]) -> list[str]:
@@ -260,13 +248,13 @@ def _check_names(core: Mapping[str, Any], known: Registry) -> list[str]:
         strategies = parse_names(strategy) if isinstance(strategy, str) else ()
     except UserError as error:
         return [str(error)]
-    lookups = [(known.strategy, name) for name in strategies]
-    lookups += [(known.task, name) for name in lists if isinstance(name, str)]
-    for lookup, name in lookups:
-        try:
-            lookup(name)
-        except UserError as error:
-            problems.append(str(error))
+    tasks_named = [name for name in lists if isinstance(name, str)]
+    for lookup, names in ((known.strategy, strategies), (known.task, tasks_named)):
+        for name in names:
+            try:
+                lookup(name)
+            except UserError as error:
+                problems.append(str(error))
     return problems
 
 

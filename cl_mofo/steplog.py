@@ -16,7 +16,7 @@ repair_torchvision()
 from avalanche.core import SupervisedPlugin  # noqa: E402
 
 
-class StepLog(SupervisedPlugin):  # type: ignore[misc]
+class StepLog(SupervisedPlugin):
     """Keep rows of step figures.
 
     Each row: task, epoch (from 0), step (of the task, from 1), global_step, lr, loss (nats, mean per

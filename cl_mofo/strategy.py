@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
 
     from cl_mofo.config import OptimizerConfig
-    from cl_mofo.loop import Loop, MicroBatch
+    from cl_mofo.data.batches import MicroBatch
+    from cl_mofo.loop import Loop
 
 PHASES = ("model", "optimizer", "data", "penalty", "projection", "update", "end")
 EXCLUSIVE = frozenset({"model", "optimizer", "projection"})
@@ -47,7 +48,7 @@ class Strategy:
         """The strategy's settings."""
 
     def __init__(self, config: Any = None) -> None:
-        self.config = self.Config() if config is None else config
+        self.config: Any = self.Config() if config is None else config
 
     def make_optimizer(
         self, named_parameters: Sequence[tuple[str, torch.nn.Parameter]], settings: OptimizerConfig
@@ -60,15 +61,11 @@ class Strategy:
         """
         import torch
 
-        plain, exempt = [], []
-        for name, parameter in named_parameters:
-            (exempt if is_norm_or_bias(name) else plain).append(parameter)
-        groups = [
-            {"params": plain, "weight_decay": settings.weight_decay},
-            {"params": exempt, "weight_decay": 0.0},
-        ]
+        decayed = [p for name, p in named_parameters if not is_norm_or_bias(name)]
+        exempt = [p for name, p in named_parameters if is_norm_or_bias(name)]
+        groups = [(decayed, settings.weight_decay), (exempt, 0.0)]
         return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [{"params": params, "weight_decay": decay} for params, decay in groups if params],
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
@@ -81,9 +78,7 @@ class Strategy:
     def before_step(self, loop: Loop) -> None:
         """Act before the first forward pass of an optimizer step."""
 
-    def on_loss(
-        self, loop: Loop, micro_batch: MicroBatch, loss: torch.Tensor
-    ) -> torch.Tensor:
+    def on_loss(self, loop: Loop, micro_batch: MicroBatch, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss to differentiate, given a micro-batch's share of the step's loss."""
         return loss
 

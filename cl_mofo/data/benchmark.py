@@ -10,7 +10,7 @@ import torch
 
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.data.batches import collate
-from cl_mofo.data.records import SPLITS, Splits, read_folder
+from cl_mofo.data.records import SPLITS, Record, Splits, read_folder
 from cl_mofo.data.tokenise import Encoder
 
 repair_torchvision()
@@ -75,7 +75,7 @@ def make_benchmark(records: Mapping[str, Splits], collate_fn: Collate | None = N
     return benchmark
 
 
-def _dataset(records: Sequence[Mapping[str, str]], label: int, collate_fn: Collate) -> Any:
+def _dataset(records: Sequence[Record], label: int, collate_fn: Collate) -> Any:
     rows = Dataset.from_list([dict(record) for record in records])
     labels = DataAttribute(
         ConstantSequence(label, len(rows)), "targets_task_labels", use_in_getitem=True

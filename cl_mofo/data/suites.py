@@ -66,7 +66,7 @@ def _chosen(override: PerTask, name: str, default: int) -> int:
 
 def load_suite(
     data: DataConfig, tasks: Sequence[str]
-) -> tuple[dict[str, dict[str, list[dict[str, str]]]], Mapping[str, str]]:
+) -> tuple[dict[str, Splits], Mapping[str, str]]:
     """Load the tasks' records, the first `*_limit` of each split, and the hashes of all of them.
 
     Returns:
@@ -98,7 +98,7 @@ def load_suite(
         records, hashes = folder.records, folder.hashes
     limits = {"train": data.train_limit, "eval": data.eval_limit, "test": data.test_limit}
     limited = {
-        task: {split: [dict(r) for r in rows[: limits[split]]] for split, rows in splits.items()}
+        task: {split: list(rows[: limits[split]]) for split, rows in splits.items()}
         for task, splits in records.items()
     }
     return limited, hashes

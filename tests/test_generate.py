@@ -1,0 +1,115 @@
+"""Answers and losses of a model on a test set."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from cl_mofo import mini
+from cl_mofo.config import EvaluationConfig
+from cl_mofo.data.tokenise import Encoder
+from cl_mofo.evaluation.generate import answer, answer_loss
+
+RECORDS = mini.records()["FOMC"]["test"][:5] + mini.records()["Py150"]["test"][:4]
+PROMPTS = [record["prompt"] for record in RECORDS]
+
+
+def greedy(language_model, encoder, prompt):
+    """The slow way: one prompt, no cache, no padding, the likeliest token again and again."""
+    ids = encoder.prompt(prompt)
+    generated = []
+    while len(generated) <= encoder.answer_tokens:
+        with torch.no_grad():
+            generated.append(
+                language_model.module(torch.tensor([ids + generated])).logits[0, -1].argmax().item()
+            )
+        if generated[-1] == encoder.eos:
+            break
+    return generated
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 9])
+def test_batched_answers_are_those_of_one_prompt_at_a_time(tiny, batch_size):
+    encoder = Encoder(tiny.tokenizer, 96, 12)
+    found = answer(tiny, encoder, PROMPTS, EvaluationConfig(batch_size=batch_size))
+    for prompt, one in zip(PROMPTS, found, strict=True):
+        expected = greedy(tiny, encoder, prompt)
+        assert one.text == encoder.decode(expected)
+        assert one.finished == (encoder.eos in expected)
+        assert one.tokens == len(expected)
+
+
+def test_the_checkpoints_generation_settings_do_not_matter(tiny):
+    encoder = Encoder(tiny.tokenizer, 96, 12)
+    plain = answer(tiny, encoder, PROMPTS, EvaluationConfig())
+    tiny.module.generation_config = GenerationConfig(
+        do_sample=True, temperature=5.0, repetition_penalty=3.0, max_new_tokens=2, num_beams=2
+    )
+    from cl_mofo.config import ModelConfig
+    from cl_mofo.model import load_model
+
+    assert load_model(ModelConfig(path="tiny")).module.generation_config.do_sample in (None, False)
+    tiny.module.generation_config = GenerationConfig()
+    assert answer(tiny, encoder, PROMPTS, EvaluationConfig()) == plain
+
+
+def test_an_answer_cut_by_its_budget_says_so(tiny):
+    encoder = Encoder(tiny.tokenizer, 96, 1)
+    for one in answer(tiny, encoder, PROMPTS, EvaluationConfig()):
+        assert one.tokens == 2 or one.finished
+
+
+def test_answering_leaves_mode_and_random_state_as_they_were(tiny):
+    tiny.module.train()
+    before = torch.random.get_rng_state()
+    settings = EvaluationConfig(decoding="sample", temperature=0.5)
+    answer(tiny, Encoder(tiny.tokenizer, 96, 4), PROMPTS[:2], settings)
+    assert tiny.module.training
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_sampling_follows_its_seed(tiny):
+    encoder = Encoder(tiny.tokenizer, 96, 12)
+    settings = EvaluationConfig(decoding="sample", temperature=3.0)
+    one, same, other = (answer(tiny, encoder, PROMPTS, settings, seed=seed) for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+
+
+def test_progress_counts_every_example(tiny):
+    done = []
+    encoder = Encoder(tiny.tokenizer, 96, 2)
+    answer(tiny, encoder, PROMPTS, EvaluationConfig(batch_size=4), advance=done.append)
+    assert sum(done) == len(PROMPTS)
+
+
+def test_the_loss_is_the_mean_over_answer_tokens(tiny):
+    encoder = Encoder(tiny.tokenizer, 96, 64)
+    total, count = 0.0, 0
+    for record in RECORDS:
+        example = encoder.encode(record["prompt"], record["answer"])
+        labels = torch.tensor([example.ids])
+        labels[:, : -example.supervised] = -100
+        with torch.no_grad():
+            mean = tiny.module(torch.tensor([example.ids]), labels=labels).loss.item()
+        total += mean * example.supervised
+        count += example.supervised
+    for size in (1, 4):
+        loss = answer_loss(tiny, encoder, RECORDS, EvaluationConfig(batch_size=size))
+        assert loss == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_model_that_cannot_restrict_its_logits_gives_the_same_loss(tiny):
+    encoder = Encoder(tiny.tokenizer, 96, 64)
+    expected = answer_loss(tiny, encoder, RECORDS, EvaluationConfig())
+    full = copy.deepcopy(tiny)
+    whole = full.module.forward
+
+    def forward(input_ids, attention_mask=None, use_cache=None):
+        return whole(input_ids, attention_mask=attention_mask, use_cache=use_cache)
+
+    full.module.forward = forward
+    assert answer_loss(full, encoder, RECORDS, EvaluationConfig()) == pytest.approx(
+        expected, rel=1e-6
+    )

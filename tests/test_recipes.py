@@ -1,0 +1,156 @@
+"""Recipes: what is filled in, what wins over what, and what is refused."""
+
+import pytest
+import yaml
+
+from cl_mofo.cli import raw_recipe
+from cl_mofo.errors import UserError
+from cl_mofo.recipes import builtin_recipes, expand, override, read_recipe, resolve, to_mapping
+
+
+def test_defaults_are_the_papers():
+    recipe = resolve({})
+    assert recipe.optimizer.lr == 1e-5
+    assert recipe.optimizer.batch_size == 64
+    assert recipe.optimizer.schedule == "cosine"
+    assert recipe.strategies["mofo"].update_fraction == 0.05
+    assert "TinyLlama" in recipe.model.path
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_every_builtin_recipe_is_valid_and_opens_with_a_comment(name):
+    assert builtin_recipes()[name].startswith("# ")
+    resolve(read_recipe(name))
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_a_saved_recipe_resolves_to_itself(name):
+    recipe = resolve(read_recipe(name))
+    assert resolve(yaml.safe_load(yaml.safe_dump(to_mapping(recipe)))) == recipe
+
+
+def test_set_assigns_yaml_values():
+    raw = override(
+        {"data": {"suite": "trace"}}, ["data.test_limit=5", "tasks.only=[FOMC]", "seed=3"]
+    )
+    assert raw == {
+        "data": {"suite": "trace", "test_limit": 5},
+        "tasks": {"only": ["FOMC"]},
+        "seed": 3,
+    }
+
+
+def test_set_does_not_change_what_it_was_given():
+    given = {"data": {"suite": "trace"}}
+    override(given, ["data.suite=trace-mini"])
+    assert given == {"data": {"suite": "trace"}}
+
+
+def test_numbers_in_scientific_notation():
+    # YAML 1.1 reads 1e-5 as text; a user means the number.
+    assert resolve(override({}, ["optimizer.lr=5e-4"])).optimizer.lr == 5e-4
+
+
+def test_a_protocol_sets_defaults_and_explicit_keys_win():
+    trace = resolve({"protocol": "trace-v1"})
+    assert trace.training.tokenisation == "joint"
+    assert trace.optimizer.schedule == "constant"
+    assert (trace.evaluation.decoding, trace.evaluation.temperature) == ("sample", 0.1)
+    mixed = resolve({"protocol": "trace-v1", "optimizer": {"schedule": "linear", "lr": 0.1}})
+    assert mixed.optimizer.schedule == "linear"
+    assert mixed.training.loss == "micro_batches"
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"optimzer": {}}, "unknown recipe key 'optimzer' (did you mean 'optimizer'?)"),
+        ({"optimizer": {"betaz": 1}}, "'optimizer.betaz' (did you mean 'optimizer.betas'?)"),
+        ({"lr": 1}, "unknown recipe key 'lr' (did you mean 'optimizer.lr'?)"),
+        ({"data": {"batch_size": 1}}, "(did you mean 'optimizer.batch_size'?)"),
+        ({"mofo": {"fraction": 1}}, "(did you mean 'mofo.update_fraction'?)"),
+        ({"mofo": {"update_fraction": 0}}, "recipe key mofo.update_fraction"),
+        ({"mofo": {"update_fraction": "x"}}, "recipe key mofo.update_fraction"),
+        ({"mofo": 3}, "recipe key mofo: a mapping"),
+        ({"strategy": "mofoo"}, "unknown strategy 'mofoo' (did you mean 'mofo'?)"),
+        ({"strategy": "mofo+"}, "joined by '+'"),
+        ({"strategy": "mofo+mofo"}, "twice"),
+        ({"strategy": "mofo+sequential"}, "each brings its own optimizer"),
+        ({"strategy": 3}, "recipe key strategy"),
+        ({"tasks": {"only": ["FOMCC"]}}, "unknown task 'FOMCC' (did you mean 'FOMC'?)"),
+        ({"tasks": {"only": []}}, "name at least one task"),
+        ({"tasks": {"only": ["FOMC", "FOMC"]}}, "a task is named twice"),
+        ({"tasks": {"epochs": {"FOMCC": 1}}}, "unknown task 'FOMCC'"),
+        ({"tasks": {"epochs": 0}}, "recipe key tasks.epochs: a whole number of at least 1"),
+        ({"optimizer": {"lr": -1}}, "recipe key optimizer.lr"),
+        ({"optimizer": {"lr": float("nan")}}, "recipe key optimizer.lr"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "recipe key optimizer.betas"),
+        ({"optimizer": 3}, "recipe key optimizer"),
+        ({"seed": -1}, "recipe key seed"),
+        ({"protocol": "trace"}, "recipe key protocol"),
+        ({"strategies": {}}, "unknown recipe key 'strategies'"),
+        ({"imports": 3}, "a list of Python files"),
+        ({1: 2}, "unknown recipe key '1'"),
+    ],
+)
+def test_mistakes_are_named(raw, message):
+    with pytest.raises(UserError) as caught:
+        resolve(raw)
+    assert message in str(caught.value)
+
+
+def test_all_mistakes_come_at_once_whatever_the_strategy():
+    raw = {"strategy": "sequential", "mofo": {"update_fraction": 2}, "sed": 1, "tasks": {"x": 1}}
+    with pytest.raises(UserError) as caught:
+        resolve(raw)
+    for part in ("mofo.update_fraction", "'sed' (did you mean 'seed'?)", "'tasks.x'"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "a mapping of keys was expected"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_recipe_files_that_are_none(tmp_path, text, message):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_recipe(str(file))
+
+
+def test_a_recipe_that_is_not_there():
+    with pytest.raises(UserError, match="did you mean 'trace-mini'"):
+        read_recipe("trace-mni")
+
+
+@pytest.mark.parametrize("assignment", ["seed", "=3", "a..b=3", "seed=[", "seed.x=3"])
+def test_assignments_that_are_none(assignment):
+    with pytest.raises(UserError, match="--set"):
+        override({"seed": 1}, [assignment])
+
+
+def test_options_and_the_embedded_suite():
+    nothing = resolve(raw_recipe(None, None, None, None, (), ()))
+    assert (nothing.model.path, nothing.data.suite, nothing.strategy) == (
+        "tiny",
+        "trace-mini",
+        "mofo",
+    )
+    data = resolve(raw_recipe(None, None, "/data", "sequential", (), ()))
+    assert (data.model.path, data.data.suite, data.data.path) == ("tiny", "trace", "/data")
+    assert data.tasks.epochs is None
+    assert data.strategy == "sequential"
+    model = resolve(raw_recipe(None, "/m", "/data", None, ["optimizer.batch_size=8"], ()))
+    assert (model.model.path, model.optimizer.lr, model.optimizer.batch_size) == ("/m", 1e-5, 8)
+
+
+def test_paths_expand_and_name_what_is_not_set(monkeypatch):
+    monkeypatch.setenv("TRACE_DIR", "/data/trace")
+    assert str(expand("$TRACE_DIR/x")) == "/data/trace/x"
+    monkeypatch.delenv("TRACE_DIR")
+    with pytest.raises(UserError, match=r"\$TRACE_DIR"):
+        expand("$TRACE_DIR")
