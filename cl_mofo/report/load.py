@@ -201,8 +201,8 @@ def _finished(path: Path, value: Any, run_is_complete: bool) -> bool:
 def _agrees(path: Path, key: str, stored: Any, computed: Cells, convention: str) -> None:
     """Hold a stored list of OP or BWT against the one that the scores give."""
     if not isinstance(stored, list) or len(stored) != len(computed):
-        found = f"{len(stored)} entries" if isinstance(stored, list) else _kind(stored)
-        _refuse(path, f"'{key}' has {found}; the scores hold {len(computed)} learned tasks")
+        found = f"has {len(stored)} entries" if isinstance(stored, list) else f"is {_kind(stored)}"
+        _refuse(path, f"'{key}' {found}; the scores hold {len(computed)} learned tasks")
     for i, (value, ours) in enumerate(zip(stored, computed, strict=True)):
         value = _number(path, f"{key}[{i}]", value, -100.0)
         if value is not None and (ours is None or abs(value - ours) > ROUNDING):
