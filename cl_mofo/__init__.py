@@ -30,8 +30,8 @@ _HOME = {
     "score": "cl_mofo.evaluation",
 }
 
-# In a checkout `tasks/`, `strategies/` and `runs/` lie beside this folder, not in it. Python started
-# there may find this folder before an installed copy; it must still find its own parts.
+# In a checkout `tasks/`, `strategies/` and `runs/` lie beside this folder, not in it. Python
+# started there may find this folder before an installed copy; it must still find its own parts.
 _here = Path(__file__).parent
 if not (_here / "tasks").is_dir() and (_here.parent / "tasks" / "__init__.py").is_file():
     __path__.append(str(_here.parent))

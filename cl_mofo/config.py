@@ -131,8 +131,8 @@ class EvaluationConfig(Section):
     """What is scored after each task, and how answers are decoded."""
 
     tasks: Literal["seen", "all"] = "seen"
-    initial: bool = True
-    """Score every task before any training."""
+    initial: bool = False
+    """Score every task before any training; an untrained model runs into every answer budget."""
     losses: bool = True
     """Also record the mean loss per answer token on the test sets."""
     distance: bool = True

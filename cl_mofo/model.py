@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch.nn import functional as F
@@ -72,15 +76,27 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 def _from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
     name = _name(config.path)
+    options |= {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
-        return kind.from_pretrained(
-            name,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            **options,
-        )
+        try:
+            return kind.from_pretrained(name, local_files_only=True, **options)
+        except OSError:
+            if Path(name).is_dir() or not _hub_answers():
+                raise
+            return kind.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(_not_loaded(config.path, error)) from error
+
+
+def _hub_answers() -> bool:
+    """Tell whether the hub's name resolves; its client would retry for half a minute if not."""
+    if getproxies():
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        return bool(socket.getaddrinfo(host, 443))
+    except OSError:
+        return False
 
 
 def _device(wanted: str) -> torch.device:
@@ -114,8 +130,8 @@ def _not_loaded(path: str, error: Exception) -> str:
     if Path(path).is_dir() or path == TINY:
         return f"model '{path}' cannot be loaded: {text.splitlines()[0] if text else error!r}"
     return (
-        f"model '{path}' is neither a folder nor to be had from the hub now; give a folder with its "
-        f"safetensors: --model PATH (or --model {TINY} for the embedded model)"
+        f"model '{path}' is neither a folder nor to be had from the hub now; give a folder with "
+        f"its safetensors: --model PATH (or --model {TINY} for the embedded model)"
     )
 
 

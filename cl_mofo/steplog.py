@@ -19,9 +19,9 @@ from avalanche.core import SupervisedPlugin  # noqa: E402
 class StepLog(SupervisedPlugin):
     """Keep rows of step figures.
 
-    Each row: task, epoch (from 0), step (of the task, from 1), global_step, lr, loss (nats, mean per
-    supervised token), grad_norm (before clipping), tokens (supervised), positions (computed, padding
-    included), seconds.
+    Each row: task, epoch (from 0), step (of the task, from 1), global_step, lr, loss (nats, mean
+    per supervised token), grad_norm (before clipping), tokens (supervised), positions (computed,
+    padding included), seconds.
     """
 
     def __init__(self, observer: Observer) -> None:

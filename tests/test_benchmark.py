@@ -1,12 +1,11 @@
 """TRACE as an Avalanche benchmark, used by Avalanche's own templates."""
 
 import torch
+from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.supervised import Naive
 
 from cl_mofo import mini
 from cl_mofo.data import CausalCollator, load_trace, make_benchmark
-
-from avalanche.training.plugins import ReplayPlugin  # noqa: I001 - after the repair above
-from avalanche.training.supervised import Naive
 
 
 def small(tasks=("FOMC", "NumGLUE-cm"), n=8):

@@ -56,7 +56,9 @@ def test_the_matrix_is_a_lower_triangle_and_gives_op_and_bwt(done):
     ]
     assert all(cell is not None for cell in results["initial"])
     # By hand, from the definitions.
-    assert results["op"] == pytest.approx([scores[0][0], sum(scores[1][:2]) / 2, sum(scores[2]) / 3])
+    assert results["op"] == pytest.approx(
+        [scores[0][0], sum(scores[1][:2]) / 2, sum(scores[2]) / 3]
+    )
     assert results["bwt"][0] is None
     assert results["bwt"][2] == pytest.approx(
         ((scores[2][0] - scores[0][0]) + (scores[2][1] - scores[1][1])) / 2
@@ -70,7 +72,9 @@ def test_scores_follow_from_the_kept_predictions(done):
     results, folder = done
     rows = [
         json.loads(line)
-        for line in (folder / "predictions" / "03-20Minuten" / "Py150.jsonl").read_text().splitlines()
+        for line in (folder / "predictions" / "03-20Minuten" / "Py150.jsonl")
+        .read_text()
+        .splitlines()
     ]
     assert [row["index"] for row in rows] == list(range(6))
     again = score("Py150", [r["prediction"] for r in rows], [r["reference"] for r in rows])
@@ -136,7 +140,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(done, tmp_path):
     again = cl_mofo.run(SMALL, out=tmp_path / "again")
     for key in ("scores", "losses", "distance", "metrics"):
         assert again[key] == results[key]
-    weights = [(f / "model" / "model.safetensors").read_bytes() for f in (folder, tmp_path / "again")]
+    weights = [
+        (f / "model" / "model.safetensors").read_bytes() for f in (folder, tmp_path / "again")
+    ]
     assert weights[0] == weights[1]
     other = cl_mofo.run(override(SMALL, ["seed=7"]), out=tmp_path / "other")
     assert other["losses"] != results["losses"]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional as F
+import torch.nn.functional as F
 
 from cl_mofo import mini
 from cl_mofo.data import make_benchmark
@@ -133,33 +133,25 @@ def test_a_steps_loss_is_the_mean_over_its_supervised_tokens(tiny):
     assert spy.losses == pytest.approx([total / count], rel=1e-5)
 
 
-def test_traces_averaging_is_the_mean_of_micro_batch_means(tiny):
-    spies = {}
-    for kind in ("tokens", "micro_batches"):
-        spies[kind] = Spy()
-        loop = build(
-            copy.deepcopy(tiny),
-            f"training.loss={kind}",
-            "training.micro_batch_size=1",
-            "tasks.only=[20Minuten]",
-            strategies=[spies[kind]],
-        )
-        learn(loop, stream(4, ["20Minuten"]))
-    singles = []
-    for i in range(4):
+def test_a_batch_is_averaged_over_tokens_or_as_trace_does_over_micro_batches(tiny):
+    def losses(*assignments):
         spy = Spy()
         loop = build(
             copy.deepcopy(tiny),
             "training.micro_batch_size=1",
-            "optimizer.batch_size=1",
-            "optimizer.lr=1e-30",
             "tasks.only=[20Minuten]",
+            *assignments,
             strategies=[spy],
         )
         learn(loop, stream(4, ["20Minuten"]))
-        singles = spy.losses
-    assert spies["micro_batches"].losses == pytest.approx([sum(singles) / 4], rel=1e-5)
-    assert spies["tokens"].losses != pytest.approx([sum(singles) / 4], rel=1e-5)
+        return spy
+
+    one = losses("optimizer.batch_size=1", "optimizer.lr=1e-30")
+    by_token = sum(x * n for x, n in zip(one.losses, one.tokens, strict=True)) / sum(one.tokens)
+    assert losses().losses == pytest.approx([by_token], rel=1e-6)
+    traces = losses("training.loss=micro_batches").losses
+    assert traces == pytest.approx([sum(one.losses) / 4], rel=1e-6)
+    assert len(set(one.tokens)) > 1
 
 
 def test_the_cosine_restarts_with_each_task_and_spans_it(tiny):
@@ -240,7 +232,19 @@ def test_gradients_are_clipped_to_the_norm(tiny):
     assert Norm.norms == pytest.approx([0.01], rel=1e-3)
 
 
-def test_gradient_checkpointing_and_bfloat16_learn_the_same_way(tiny):
+def test_gradient_checkpointing_changes_nothing(tiny):
+    runs = []
+    for checkpointing in (False, True):
+        model = copy.deepcopy(tiny)
+        if checkpointing:
+            model.module.gradient_checkpointing_enable({"use_reentrant": False})
+        spy = Spy()
+        learn(build(model, strategies=[spy]), list(stream(10))[:1])
+        runs.append(spy.losses)
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+
+
+def test_bfloat16_computes_on_float32_weights(tiny):
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = copy.deepcopy(tiny)

@@ -36,6 +36,11 @@ def test_a_heat_map_colours_each_cell_by_its_score(tmp_path):
     assert share_of(picture, cividis(0.25)) == 0  # and no other score is there
 
 
+def test_the_colours_of_two_runs_can_be_compared(tmp_path):
+    heat_map(make(tmp_path / "run", [[50, None], [20, 30]]), tmp_path / "map.png")
+    assert share_of(pixels(tmp_path / "map.png"), colormaps["cividis"](0.5)) > 0.05
+
+
 def test_a_heat_map_grows_with_the_tasks_and_shows_the_scores_before(tmp_path):
     shapes = []
     for name, initial in (("plain", None), ("initial", [0] * 8)):
@@ -78,7 +83,9 @@ def test_curves_have_a_line_for_each_strategy_and_a_band_for_several_seeds(tmp_p
 
 def test_odd_runs_are_drawn(tmp_path):
     runs = [
-        make(tmp_path / "a", SEEDS[1], strategy="_$x", tasks=["$a$", r"\frac{"], model="$m$"),
+        make(
+            tmp_path / "a", SEEDS[1], strategy=r"_$\frac{$", tasks=["$a$", r"$\frac{$"], model="$m$"
+        ),
         make(tmp_path / "b", [[None]], strategy="nothing yet"),
         make(tmp_path / "c", [[50]], strategy="one task"),
         trace_run(tmp_path / "d", learned=3, strategy="x" * 300),

@@ -37,6 +37,14 @@ def test_one_task_has_no_backward_transfer(tmp_path):
     assert math.isnan(frame.loc[0, "BWT"])
 
 
+def test_there_is_no_mean_where_a_seed_was_not_measured(tmp_path):
+    blind = make(tmp_path / "blind", [[None, None], [66, 94]], op=[None, 80], bwt=[None, None])
+    frame = summarise([make(tmp_path / "run", SEEDS[1], seed=2), blind])
+    assert frame.loc[0, "OP"] == 77.5  # (75 + 80) / 2
+    assert math.isnan(frame.loc[0, "BWT"])  # of the blind run's diagonal nothing is known
+    assert math.isnan(frame.loc[0, "learned"])
+
+
 def test_the_order_of_names_in_a_combination_does_not_matter(tmp_path):
     runs = [
         make(tmp_path / "a", SEEDS[1], strategy="replay+mofo", seed=1),

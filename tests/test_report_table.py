@@ -168,6 +168,13 @@ def test_cells_above_the_diagonal_are_shown_and_enter_no_figure(tmp_path):
     assert "| 1 task0 | 80.0 | 33.3 | 80.0 | – |" in matrix_markdown(run)
 
 
+def test_rows_that_were_not_measured_are_left_out_of_the_matrix(tmp_path):
+    run = make(tmp_path / "run", [[None, None], [66, 94]], op=[None, 80], bwt=[None, None])
+    text = matrix_markdown(run)
+    assert "| 2 task1 | 66.0 | 94.0 | 80.0 | – |" in text
+    assert "1 task0" not in text
+
+
 def test_formats(tmp_path):
     runs = three_seeds(tmp_path)
     texts = {form: render(runs, form) for form in FORMATS}

@@ -91,8 +91,8 @@ def load_suite(
     else:
         if data.path is None:
             raise UserError(
-                f"recipe key data.path: the suite '{data.suite}' needs the folder of its data; give "
-                f"--data PATH, or take the embedded suite with --set data.suite={EMBEDDED}"
+                f"recipe key data.path: the suite '{data.suite}' needs the folder of its data; "
+                f"give --data PATH, or take the embedded suite with --set data.suite={EMBEDDED}"
             )
         folder = read_folder(expand(data.path), tasks)
         records, hashes = folder.records, folder.hashes

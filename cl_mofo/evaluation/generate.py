@@ -48,7 +48,7 @@ def answer(
 
     Args:
         language_model: the model; it is put into evaluation mode, and back.
-        encoder: truncates prompts; `encoder.answer_tokens` and the end of sequence may be generated.
+        encoder: truncates prompts; an answer has `encoder.answer_tokens` and one for its end.
         prompts: texts.
         settings: decoding and batch size.
         seed: what sampled decoding starts from.
