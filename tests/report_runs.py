@@ -30,7 +30,7 @@ SEEDS = {
 
 def record(scores: list[list[Any]], **changes: Any) -> dict[str, Any]:
     """Return what `results.json` holds for some scores; OP and BWT by their definitions."""
-    learned = sum(any(cell is not None for cell in row) for row in scores)
+    figures = {} if "op" in changes else op_and_bwt(scores)
     return {
         "schema": 1,
         "strategy": "mofo",
@@ -40,13 +40,22 @@ def record(scores: list[list[Any]], **changes: Any) -> dict[str, Any]:
         "tasks": [f"task{i}" for i in range(len(scores))],
         "scores": scores,
         "initial": None,
+        "finished": None not in scores[-1],
+        **figures,
+        **changes,
+    }
+
+
+def op_and_bwt(scores: list[list[Any]]) -> dict[str, Any]:
+    """Compute OP and BWT after each task learned."""
+    learned = sum(any(cell is not None for cell in row) for row in scores)
+    return {
         "op": [sum(scores[t][: t + 1]) / (t + 1) for t in range(learned)],
         "bwt": [
             sum(scores[t][i] - scores[i][i] for i in range(t)) / t if t else None
             for t in range(learned)
         ],
-        "finished": learned == len(scores),
-    } | changes
+    }
 
 
 def write(folder: Path, data: Any) -> Path:

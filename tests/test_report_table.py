@@ -164,7 +164,7 @@ def test_the_matrix_in_markdown_has_the_same_rows(tmp_path):
 
 
 def test_cells_above_the_diagonal_are_shown_and_enter_no_figure(tmp_path):
-    run = make(tmp_path / "run", [[80, 33.3], [60, 90]], op=[80, 75])
+    run = make(tmp_path / "run", [[80, 33.3], [60, 90]])
     assert "| 1 task0 | 80.0 | 33.3 | 80.0 | – |" in matrix_markdown(run)
 
 

@@ -15,7 +15,7 @@ from cl_mofo.report.frame import summarise
 from cl_mofo.report.load import load_results, load_runs, parse_results
 from cl_mofo.report.matrix import matrix_markdown, matrix_table
 from cl_mofo.report.results import RunResults
-from cl_mofo.report.summary import CONVENTION, notes
+from cl_mofo.report.summary import CONVENTION, entries, notes
 from cl_mofo.report.table import FORMATS, comparison_table, render
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "RunResults",
     "comparison_table",
     "curves",
+    "entries",
     "heat_map",
     "load_results",
     "load_runs",

@@ -50,8 +50,8 @@ def render(runs: Sequence[RunResults], format: str = "markdown", *, paper: bool 
             terminal is better served by `comparison_table`.
         paper: add the paper's Table 2.
 
-    Markdown, LaTeX and the plain table carry their notes (`cl_mofo.report.notes`) under the
-    figures; CSV is figures alone, so print the notes elsewhere.
+    Markdown, LaTeX and the plain table carry their notes under the figures. CSV is figures alone:
+    print `notes(entries(runs, paper=paper))` elsewhere, such as on stderr.
 
     Raises:
         UserError: an unknown format.
