@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
 import typer
-from rich.console import Console as RichConsole
 
 import cl_mofo
+from cl_mofo.console import terminal
 from cl_mofo.errors import TrainingError, UserError
 
 app = typer.Typer(
@@ -159,21 +159,27 @@ def report(
     ] = None,
 ) -> None:
     """Print one table over runs: OP, BWT, what was learned, and each task's final score."""
-    from cl_mofo.report import FORMATS, comparison_table, curves, heat_map, load_runs, render
+    from cl_mofo.report import (
+        FORMATS,
+        comparison_table,
+        draw,
+        entries,
+        load_runs,
+        notes,
+        render,
+    )
 
-    if form != "terminal" and form not in FORMATS:
-        raise UserError(f"--format {form}: choose terminal, {', '.join(FORMATS)}")
+    if form not in FORMATS:
+        raise UserError(f"--format {form}: choose {', '.join(FORMATS)}")
     found = load_runs(runs)
     if form == "terminal":
-        RichConsole().print(comparison_table(found, paper=paper))
+        terminal().print(comparison_table(found, paper=paper))
     else:
         print(render(found, form, paper=paper))
+    if form == "csv":
+        print("\n".join(notes(entries(found, paper=paper))), file=sys.stderr)
     if figures is not None:
-        figures.mkdir(parents=True, exist_ok=True)
-        for result in found:
-            heat_map(result, figures / f"{result.name}.png")
-        curves(found, figures / "curves.png")
-        print(f"Drawn to {figures}", file=sys.stderr)
+        print(f"Drawn to {figures}: {', '.join(draw(found, figures))}", file=sys.stderr)
 
 
 @app.command("check-data")
@@ -205,7 +211,7 @@ def check_data(
     from cl_mofo.model import load_tokenizer
 
     found = check_folder(path, plans, load_tokenizer(checked.model))
-    console = RichConsole()
+    console = terminal()
     console.print(listing.checks(found))
     console.print(
         f"Tokens of {checked.model.path}: median (longest), and the share of records that the "
@@ -232,7 +238,7 @@ def list_things(
     }
     if what not in listings:
         raise UserError(f"list {what}: choose {', '.join(listings)}")
-    RichConsole().print(listings[what](tuple(imports or ())))
+    terminal().print(listings[what](tuple(imports or ())))
 
 
 def _stop(message: str, code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from cl_mofo.loop import Loop
 
 
+def terminal() -> RichConsole:
+    """Return standard output; where it is no terminal, wide enough for a table of eight tasks."""
+    console = RichConsole()
+    return console if console.is_terminal or "COLUMNS" in os.environ else RichConsole(width=120)
+
+
 class Console(Observer):
     """Write to a terminal, or plain lines where there is none.
 
@@ -34,7 +41,7 @@ class Console(Observer):
     """
 
     def __init__(self, console: RichConsole | None = None) -> None:
-        self.console = console or RichConsole()
+        self.console = console or terminal()
         self._progress: Progress | None = None
         self._tokens = 0
         self._began = 0.0

@@ -25,7 +25,9 @@ def cl_mofo(*arguments, cwd, **env):
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"} | env,
+        env={k: v for k, v in os.environ.items() if k != "TRACE_DIR"}
+        | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+        | env,
         timeout=300,
     )
 
@@ -76,7 +78,7 @@ def test_report_draws(runs):
     cwd, *_ = runs
     done = cl_mofo("report", "outputs", "--figures", "pictures", cwd=cwd)
     assert done.returncode == 0, done.stderr
-    assert {"curves.png", "two.png"} <= {f.name for f in (cwd / "pictures").iterdir()}
+    assert {"curves.png", "matrix-two.png"} <= {f.name for f in (cwd / "pictures").iterdir()}
 
 
 def test_a_name_is_given_once(runs):
@@ -106,7 +108,6 @@ def test_a_name_is_given_once(runs):
 )
 def test_a_users_mistake_is_one_message_and_exit_code_2(arguments, parts, tmp_path):
     env = dict.fromkeys((), "")
-    os.environ.pop("TRACE_DIR", None)
     refused(cl_mofo(*arguments, cwd=tmp_path, **env), *parts)
     assert not (tmp_path / "outputs").exists()
 

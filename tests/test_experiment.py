@@ -91,7 +91,7 @@ def test_learning_lowers_the_loss_on_the_task(done):
 
 
 def test_metrics_have_one_row_per_step(done):
-    results, folder = done
+    _, folder = done
     steps = pd.read_parquet(folder / "metrics.parquet")
     assert len(steps) == len(TASKS) * 2 * 3  # two epochs of 24 examples in eights
     assert list(steps.global_step) == list(range(1, len(steps) + 1))

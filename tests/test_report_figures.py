@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.image import imread
 
 from cl_mofo.errors import UserError
-from cl_mofo.report import curves, heat_map
+from cl_mofo.report import curves, draw, heat_map, load_runs
 from tests.report_runs import SEEDS, make, three_seeds, trace_run
 
 
@@ -111,7 +111,7 @@ def test_drawing_leaves_no_trace_in_matplotlib(tmp_path):
     make(tmp_path / "run", SEEDS[1])
     code = f"""
 import sys, matplotlib
-from cl_mofo.report import curves, heat_map, load_runs
+from cl_mofo.report import curves, draw, heat_map, load_runs, load_runs
 # Asking for the backend would choose one.
 settings = lambda: [(key, matplotlib.rcParams[key]) for key in rc if key != "backend"]
 rc = list(matplotlib.rcParams)
@@ -122,3 +122,12 @@ curves(runs, {str(tmp_path / "curves.png")!r})
 print(settings() == before, "matplotlib.pyplot" in sys.modules)
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True False\n"
+
+
+def test_draw_names_a_picture_for_every_run_even_if_folders_share_a_name(tmp_path):
+    for parent in ("a", "b"):
+        make(tmp_path / parent / "curves", [[50, None], [20, 30]])
+    runs = load_runs([tmp_path])
+    names = draw(runs, tmp_path / "pictures")
+    assert names == ["matrix-curves.png", "matrix-curves-2.png", "curves.png"]
+    assert sorted(names) == sorted(f.name for f in (tmp_path / "pictures").iterdir())

@@ -10,7 +10,7 @@ pandas and matplotlib load when a function that needs them is called, not on imp
 
 from __future__ import annotations
 
-from cl_mofo.report.figures import curves, heat_map
+from cl_mofo.report.figures import curves, draw, heat_map
 from cl_mofo.report.frame import summarise
 from cl_mofo.report.load import load_results, load_runs, parse_results
 from cl_mofo.report.matrix import matrix_markdown, matrix_table
@@ -24,6 +24,7 @@ __all__ = [
     "RunResults",
     "comparison_table",
     "curves",
+    "draw",
     "entries",
     "heat_map",
     "load_results",

@@ -31,6 +31,21 @@ _MARKERS = "osD^vP*X"
 _SMALL: Any = {"fontsize": "x-small", "color": "0.3", "parse_math": False}
 
 
+def draw(runs: Sequence[RunResults], folder: str | Path) -> list[str]:
+    """Draw each run's heat map and the curves of all into a folder; return the files' names.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    names: list[str] = []
+    for run in runs:
+        name = f"matrix-{run.name}"
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+        heat_map(run, Path(folder) / f"{names[-1]}.png")
+    curves(runs, Path(folder) / "curves.png")
+    return [*(f"{name}.png" for name in names), "curves.png"]
+
+
 def heat_map(results: RunResults, path: str | Path) -> None:
     """Draw the R matrix of a run to a PNG, each cell with its score, OP and BWT at the right.
 

@@ -34,14 +34,12 @@ def matrix_table(results: RunResults) -> RenderableType:
     wide = [[Text(label), *row] for label, row in zip(labels, body, strict=True)]
     narrow = [[Text(label), *row] for label, row in zip(short_labels, body, strict=True)]
     columns = [*results.tasks, "OP", "BWT"]
-    notes = " ".join(part for part in (MATRIX_CONVENTION, _metrics(results)) if part)
-    return Group(
-        Fitting(
-            [grid(["after learning", *columns], wide, title=title)],
-            [grid(["t", *columns], narrow, title=title, gap=1)],
-        ),
-        Text(notes, style="dim"),
+    notes = " ".join([MATRIX_CONVENTION, _metrics(results) if results.finished else ""]).strip()
+    table = Fitting(
+        [grid(["after learning", *columns], wide, title=title)],
+        [grid(["t", *columns], narrow, title=title, gap=1)],
     )
+    return Group(table, Text(notes, style="dim"))
 
 
 def matrix_markdown(results: RunResults) -> str:
