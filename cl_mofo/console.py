@@ -46,6 +46,10 @@ class Console(Observer):
         self._tokens = 0
         self._began = 0.0
 
+    def loading(self, recipe: Recipe) -> None:
+        """Say which model is loaded."""
+        self.console.print(f"loading {recipe.model.path}", highlight=False, markup=False)
+
     def started(self, recipe: Recipe, plans: Sequence[TaskPlan], folder: Path) -> None:
         """Say what is run and where it is written."""
         self.console.print(

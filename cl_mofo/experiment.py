@@ -64,6 +64,8 @@ def run(
         known.strategy(name)(recipe.strategies[name]) for name in parse_names(recipe.strategy)
     )
     seed_everything(recipe.seed, deterministic=recipe.deterministic)
+    observer = observer or Observer()
+    observer.loading(recipe)
 
     from cl_mofo.model import check_positions, load_model
 
@@ -77,7 +79,7 @@ def run(
         record = manifest(hashes, _identity(recipe, language_model))
         folder.write_json("manifest.json", record)
         sequence = _Sequence(
-            recipe, plans, records, strategies, language_model, folder, observer or Observer()
+            recipe, plans, records, strategies, language_model, folder, observer
         )
         results = sequence.learn()
         folder.write_json("manifest.json", record | {"finished": now()})

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class Observer:
     """Watch a run in silence; a subclass overrides what it wants to hear."""
 
+    def loading(self, recipe: Recipe) -> None:
+        """Hear that the recipe and the data are good, and the model is loaded next."""
+
     def started(self, recipe: Recipe, plans: Sequence[TaskPlan], folder: Path) -> None:
         """Hear that the run begins."""
 

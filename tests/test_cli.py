@@ -107,8 +107,7 @@ def test_a_name_is_given_once(runs):
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_code_2(arguments, parts, tmp_path):
-    env = dict.fromkeys((), "")
-    refused(cl_mofo(*arguments, cwd=tmp_path, **env), *parts)
+    refused(cl_mofo(*arguments, cwd=tmp_path), *parts)
     assert not (tmp_path / "outputs").exists()
 
 
