@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 
 DEFAULT_RECIPE = "trace-mini"
+SUITE_KEYS = {"data", "tasks", "evaluation"}
+"""What of the default recipe belongs to its suite; the rest belongs to its model."""
 
 ImportOption = Annotated[
     Optional[list[Path]],  # noqa: UP045
@@ -57,7 +59,7 @@ def _root(
 
 @app.command(
     epilog="Examples: cl-mofo run --strategy sequential --set seed=1 | "
-    "cl-mofo run trace --model ./TinyLlama --data ./TRACE-5000 --set mofo.update_fraction=0.1"
+    "cl-mofo run table2-mofo --model ./TinyLlama --data ./TRACE-5000 --set mofo.update_fraction=0.1"
 )
 def run(
     recipe: Annotated[
@@ -108,19 +110,17 @@ def raw_recipe(
 ) -> dict[str, Any]:
     """Merge a recipe, the options and `--set`, the later winning.
 
-    Without a recipe the base is the embedded suite's; `--data` puts TRACE's own epochs and budgets
-    in place of the suite's, and `--model` the paper's optimizer settings in place of tiny's.
+    Without a recipe the base is the embedded suite's. `--data` then replaces what belongs to that
+    suite by TRACE's own epochs and budgets, and `--model` what belongs to tiny by the defaults.
     """
     from cl_mofo.config import TINY
     from cl_mofo.data.suites import EMBEDDED
     from cl_mofo.recipes import override, read_recipe
 
     raw = read_recipe(recipe or DEFAULT_RECIPE)
-    if recipe is None and data is not None:
-        for key in ("data", "tasks", "evaluation"):
-            raw.pop(key, None)
-    if recipe is None and model not in (None, TINY):
-        raw.pop("optimizer", None)
+    if recipe is None:
+        of_suite, of_model = data is None, model in (None, TINY)
+        raw = {k: v for k, v in raw.items() if (of_suite if k in SUITE_KEYS else of_model)}
     if data is not None:
         section = _section(raw, "data")
         suite = section.get("suite")
@@ -204,8 +204,7 @@ def check_data(
     from cl_mofo.discovery import registry
     from cl_mofo.recipes import resolve
 
-    base = recipe or "trace"
-    raw = raw_recipe(base, model or TINY, str(path), None, assignments or (), imports or ())
+    raw = raw_recipe(recipe, model or TINY, str(path), None, assignments or (), imports or ())
     checked = resolve(raw)
     plans = plan_tasks(checked, registry(checked.imports))
     from cl_mofo.model import load_tokenizer

@@ -146,6 +146,7 @@ def test_options_and_the_embedded_suite():
     assert data.strategy == "sequential"
     model = resolve(raw_recipe(None, "/m", "/data", None, ["optimizer.batch_size=8"], ()))
     assert (model.model.path, model.optimizer.lr, model.optimizer.batch_size) == ("/m", 1e-5, 8)
+    assert model.strategies["mofo"].update_fraction == 0.05
 
 
 def test_paths_expand_and_name_what_is_not_set(monkeypatch):
