@@ -1,0 +1,68 @@
+"""Whether a step may be taken: no gradient may hold a NaN or an infinity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """Gradients held a NaN or an infinity, and the step was discarded.
+
+    Args:
+        names: the parameters concerned, at least one.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(names)
+        self.names = tuple(names)
+
+    def __str__(self) -> str:
+        more = f" and {len(self.names) - 3} more" if len(self.names) > 3 else ""
+        return (
+            f"the gradient of {', '.join(self.names[:3])}{more} is not finite. The step was "
+            "discarded: no parameter, moment or counter has changed. Look for an overflow in the "
+            "loss, or lower the learning rate"
+        )
+
+
+class GradientCheck:
+    """Looks for non-finite gradients without waiting for their device.
+
+    Args:
+        gradients: pairs of a parameter's name and its gradient, dense, on any devices.
+    """
+
+    def __init__(self, gradients: Sequence[tuple[str, Tensor]]) -> None:
+        present = [(name, grad) for name, grad in gradients if grad.numel()]
+        self._names = [name for name, _ in present]
+        home = next((g.device for _, g in present if g.device.type != "cpu"), torch.device("cpu"))
+        finite = [_is_finite(grad).to(home, non_blocking=True) for _, grad in present]
+        flags = ~torch.stack(finite) if finite else torch.zeros(0, dtype=torch.bool)
+        self.found = flags.any()
+        """0-d bool on the gradients' device (the first that is no CPU): is any not finite?"""
+        # To pinned memory, so that reading it later waits for this copy and not for newer work.
+        self._flags = flags.to("cpu", non_blocking=True)
+        self._copied: torch.cuda.Event | None = None
+        if home.type == "cuda":
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(home))
+
+    def raise_if_found(self) -> None:
+        """Wait for the answer.
+
+        Raises:
+            NonFiniteGradientError: a gradient is not finite.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        names = [n for n, bad in zip(self._names, self._flags.tolist(), strict=True) if bad]
+        if names:
+            raise NonFiniteGradientError(names)
+
+
+def _is_finite(grad: Tensor) -> Tensor:
+    low, high = torch.aminmax(grad)  # one pass, no temporary, and a NaN comes through
+    return torch.isfinite(low) & torch.isfinite(high)
