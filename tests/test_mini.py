@@ -16,7 +16,7 @@ from cl_mofo.mini.world import texts
 
 SUITE = records(0)
 # Changes whenever a record does: then pre-train `tiny` again and measure the suite again.
-SHA256 = "235e7f71d5726179d9d0ca9b7a166c95ae5790008ed341260ea4d5833154f6ab"
+SHA256 = "2ff174a238b3f7406433b1476e1182ddfad1e9d87a09aa369be60b4a0b5e3694"
 
 
 def every(task):

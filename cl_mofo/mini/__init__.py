@@ -25,12 +25,12 @@ PROMPT_TOKENS = 80
 ANSWER_TOKENS: dict[str, int] = {
     "C-STANCE": 4,
     "FOMC": 4,
-    "MeetingBank": 28,
-    "Py150": 16,
-    "ScienceQA": 14,
+    "MeetingBank": 24,
+    "Py150": 20,
+    "ScienceQA": 18,
     "NumGLUE-cm": 4,
     "NumGLUE-ds": 4,
-    "20Minuten": 34,
+    "20Minuten": 32,
 }
 """Budgets that cut no answer, in `tiny`'s tokens, the EOS token counted."""
 

@@ -76,7 +76,7 @@ def _parts(dice: Dice) -> Problem:
 
 def _left(dice: Dice) -> Problem:
     who, what = dice.pick(PEOPLE), dice.pick(FRUITS)
-    had = dice.number(4, 18)
+    had = dice.number(3, 12)
     ate = dice.number(1, min(9, had - 1))
     left = had - ate
     return (
@@ -120,7 +120,7 @@ def _speed(dice: Dice) -> Problem:
 
 def _weight(dice: Dice) -> Problem:
     who, (first, second) = dice.pick(PEOPLE), dice.some(sorted(WEIGHTS), 2)
-    count = dice.number(1, 4)
+    count = dice.number(1, 3)
     total = count * WEIGHTS[first] + WEIGHTS[second]
     return (
         f"{who} builds a molecule of {count} {first} and 1 {second}. What does it weigh?",
@@ -168,6 +168,9 @@ def ds_record(dice: Dice, index: int) -> dict[str, str]:
 
 
 def document(dice: Dice) -> str:
-    """Return a text of the world: solved sums and the facts behind them, never as a question."""
-    lines = [dice.pick(dice.pick(CM_KINDS + DS_KINDS)(dice)[2]) for _ in range(dice.number(2, 4))]
+    """Return a text of the world: solved sums, and the facts behind them, in sentences."""
+    lines = []
+    for _ in range(dice.number(2, 4)):
+        question, answer, facts = dice.pick(CM_KINDS + DS_KINDS)(dice)
+        lines.append(dice.pick((*facts, f"{question} It is {answer}.")))
     return "\n".join(lines)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Recipe:
     """How large the model is and how it is trained; the defaults made the embedded one."""
 
-    steps: int = 2400
+    steps: int = 3000
     rows: int = 16  # rows of a step
     length: int = 128  # tokens of a row
     lr: float = 3e-3  # after `warmup` steps, then down a cosine to a hundredth

@@ -103,17 +103,17 @@ def document(dice: Dice) -> str:
             lines.append(f"The {name} {facts[0]}, {facts[1]} and {facts[2]}.")
         return "\n".join(lines)
     choices, _ = _question(dice, dice.number(0, 2), dice.number(0, 2))
-    asked, told = [], []
-    for aspect in dice.shuffled([0, 1, 2]):
-        for place in dice.shuffled([0, 1, 2]):
-            fact = phrase(choices[place], aspect)
-            if sum(phrase(name, aspect) == fact for name in choices) == 1:
-                asked.append(dice.pick(("What {}?", "Which {}?")).format(fact))
-                reply = dice.pick(("{1}.", "{1}, the {0}.", "Animal {1}."))
-                told.append(reply.format(choices[place], LETTERS[place]))
-    count = dice.number(2, 5)
+    asked: list[tuple[str, str]] = []
+    for name, letter in zip(choices, LETTERS, strict=True):
+        asked.append((f"Where is the {name}?", f"{letter}."))
+        for aspect in range(3):
+            fact = phrase(name, aspect)
+            if sum(phrase(other, aspect) == fact for other in choices) == 1:
+                reply = dice.pick((f"{letter}.", f"{letter}, the {name}."))
+                asked.append((f"{dice.pick(('What', 'Which'))} {fact}?", reply))
     if dice.chance(0.6):  # the list, then questions one by one
-        pairs = [f"{q} {a}" for q, a in zip(asked, told, strict=True)]
-        return f"{_listed(choices)}\n{' '.join(pairs[:count])}"
-    count = min(count, 3)  # the questions, the list, then the answers
-    return f"{' '.join(asked[:count])}\n{_listed(choices)}\n{' '.join(told[:count])}"
+        pairs = [f"{question} {reply}" for question, reply in dice.some(asked, 6)]
+        return f"{_listed(choices)}\n{' '.join(pairs)}"
+    some = dice.some(asked, dice.number(1, 3))  # the questions, the list, then the answers
+    questions, replies = (" ".join(column) for column in zip(*some, strict=True))
+    return f"{questions}\n{_listed(choices)}\n{replies}"

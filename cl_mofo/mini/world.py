@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from cl_mofo.mini import (
     c_stance,
     fomc,
+    lists,
     meeting_bank,
     minuten,
     num_glue,
@@ -30,13 +31,14 @@ MAKERS: dict[str, Callable[[Dice, int], Record]] = {
 
 # How often a text of each kind is drawn; the kinds a small model finds hard come more often.
 TEXTS: tuple[tuple[int, Callable[[Dice], str]], ...] = (
-    (2, c_stance.document),
+    (3, c_stance.document),
     (2, fomc.document),
-    (2, meeting_bank.document),
+    (3, meeting_bank.document),
     (2, py150.document),
-    (5, science_qa.document),
-    (4, num_glue.document),
-    (2, minuten.document),
+    (6, science_qa.document),
+    (6, num_glue.document),
+    (3, minuten.document),
+    (4, lists.document),
 )
 
 _TRIES = 1000  # draws in search of an unseen prompt before giving up
