@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from cl_mofo.loop import Loop
 
 
+SECONDS_BETWEEN_LINES = 30.0
+"""How often progress is told where no bar can be drawn."""
+
+
 def terminal() -> RichConsole:
     """Return standard output; where it is no terminal, wide enough for a table of eight tasks."""
     console = RichConsole()
@@ -44,7 +48,7 @@ class Console(Observer):
         self.console = console or terminal()
         self._progress: Progress | None = None
         self._tokens = 0
-        self._began = 0.0
+        self._began = self._told = 0.0
 
     def loading(self, recipe: Recipe) -> None:
         """Say which model is loaded."""
@@ -133,10 +137,20 @@ class Console(Observer):
         )
         self._bar = self._progress.add_task(name, total=total, detail=detail)
         self._progress.start()
+        self._told = time.perf_counter()
 
     def _advance(self, count: int, detail: str) -> None:
-        if self._progress is not None:
-            self._progress.update(self._bar, advance=count, detail=detail)
+        if self._progress is None:
+            return
+        self._progress.update(self._bar, advance=count, detail=detail)
+        now = time.perf_counter()
+        if not self.console.is_terminal and now - self._told > SECONDS_BETWEEN_LINES:
+            self._told = now
+            bar = self._progress.tasks[0]
+            left = f"{bar.time_remaining:.0f} s left" if bar.time_remaining else ""
+            parts = (bar.description, f"{bar.completed:.0f}/{bar.total:.0f}", detail, left)
+            line = "  ".join(part for part in parts if part)
+            self.console.print(line, highlight=False, markup=False)
 
     def _close(self) -> None:
         if self._progress is not None:
