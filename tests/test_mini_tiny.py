@@ -83,8 +83,8 @@ def test_it_knows_its_world(model, tokenizer):
     recipe = Recipe()
     untrained = mean_loss(new_model(recipe, tokenizer), tokenizer)
     trained = mean_loss(model, tokenizer)
-    assert abs(untrained - math.log(recipe.vocabulary)) < 0.5
-    assert trained < 1.5
+    assert untrained > math.log(recipe.vocabulary) - 0.1
+    assert trained < 1.0
     for text, fact in (
         ("A spider has 8 legs, so 3 spiders have", " 24"),
         ("6 times 7 is", " 42"),

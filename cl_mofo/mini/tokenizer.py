@@ -50,7 +50,7 @@ def train_tokenizer(
     prompts = [makers[i % len(makers)](dice, i)["prompt"] for i in range(samples // 2)]
     corpus = list(itertools.islice(texts("tokenizer"), samples)) + prompts
     tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=EOS,
