@@ -11,13 +11,18 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, NoReturn, Optional
 
 import typer
 
 import cl_mofo
 from cl_mofo.console import terminal
 from cl_mofo.errors import TrainingError, UserError
+
+
+def _examples(*commands: str) -> str:
+    return "\n\n".join(["Examples:", *commands])
+
 
 app = typer.Typer(
     help=(
@@ -33,10 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-DEFAULT_RECIPE = "trace-mini"
-SUITE_KEYS = {"data", "tasks", "evaluation"}
-"""What of the default recipe belongs to its suite; the rest belongs to its model."""
 
 ImportOption = Annotated[
     Optional[list[Path]],  # noqa: UP045
@@ -58,8 +59,11 @@ def _root(
 
 
 @app.command(
-    epilog="Examples: cl-mofo run --strategy sequential --set seed=1 | "
-    "cl-mofo run table2-mofo --model ./TinyLlama --data ./TRACE-5000 --set mofo.update_fraction=0.1"
+    epilog=_examples(
+        "cl-mofo run --strategy sequential --set seed=1",
+        "cl-mofo run --data ./TRACE-5000 --model ./TinyLlama --set mofo.update_fraction=0.1",
+        "cl-mofo run table2-mofo --data ./TRACE-5000 --set 'tasks.only=[FOMC, Py150]'",
+    )
 )
 def run(
     recipe: Annotated[
@@ -87,64 +91,36 @@ def run(
 ) -> None:
     """Learn a sequence of tasks with a strategy, scoring after each."""
     from cl_mofo.console import Console
-    from cl_mofo.recipes import resolve
+    from cl_mofo.recipes import raw_recipe
+    from cl_mofo.resolve import resolve
 
-    raw = raw_recipe(recipe, model, data, strategy, assignments or (), imports or ())
+    raw = raw_recipe(
+        recipe,
+        model=model,
+        data=data,
+        strategy=strategy,
+        assignments=assignments or (),
+        imports=imports or (),
+    )
     checked = resolve(raw)
     from cl_mofo.experiment import run as execute
 
     console = Console()
     try:
         execute(checked, out=out, observer=console)
+    except KeyboardInterrupt:
+        console.stop()
+        _stop("interrupted; what was measured so far is in the run folder", 130)
     finally:
         console.stop()
 
 
-def raw_recipe(
-    recipe: str | None,
-    model: str | None,
-    data: str | None,
-    strategy: str | None,
-    assignments: list[str] | tuple[str, ...],
-    imports: list[Path] | tuple[Path, ...],
-) -> dict[str, Any]:
-    """Merge a recipe, the options and `--set`, the later winning.
-
-    Without a recipe the base is the embedded suite's. `--data` then replaces what belongs to that
-    suite by TRACE's own epochs and budgets, and `--model` what belongs to tiny by the defaults.
-    """
-    from cl_mofo.config import TINY
-    from cl_mofo.data.suites import EMBEDDED
-    from cl_mofo.recipes import override, read_recipe
-
-    raw = read_recipe(recipe or DEFAULT_RECIPE)
-    if recipe is None:
-        of_suite, of_model = data is None, model in (None, TINY)
-        raw = {k: v for k, v in raw.items() if (of_suite if k in SUITE_KEYS else of_model)}
-    if data is not None:
-        section = _section(raw, "data")
-        suite = section.get("suite")
-        raw["data"] = section | {
-            "path": data,
-            "suite": "trace" if suite in (None, EMBEDDED) else suite,
-        }
-    if model is not None:
-        raw["model"] = _section(raw, "model") | {"path": model}
-    if strategy is not None:
-        raw["strategy"] = strategy
-    if imports:
-        raw["imports"] = [*(raw.get("imports") or ()), *map(str, imports)]
-    return override(raw, assignments)
-
-
-def _section(raw: dict[str, Any], name: str) -> dict[str, Any]:
-    section = raw.get(name) or {}
-    if not isinstance(section, dict):
-        raise UserError(f"recipe key {name}: a mapping was expected, not {section!r:.80}")
-    return section
-
-
-@app.command()
+@app.command(
+    epilog=_examples(
+        "cl-mofo report outputs",
+        "cl-mofo report outputs/a outputs/b --paper --format latex > table.tex",
+    )
+)
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
     form: Annotated[
@@ -182,7 +158,10 @@ def report(
         print(f"Drawn to {figures}: {', '.join(draw(found, figures))}", file=sys.stderr)
 
 
-@app.command("check-data")
+@app.command(
+    "check-data",
+    epilog=_examples("cl-mofo check-data ./TRACE-5000 --model ./TinyLlama"),
+)
 def check_data(
     path: Annotated[Path, typer.Argument(help="The folder of a suite, such as TRACE's.")],
     recipe: Annotated[
@@ -200,11 +179,18 @@ def check_data(
     from cl_mofo import listing
     from cl_mofo.config import TINY
     from cl_mofo.data.check import check_folder
-    from cl_mofo.data.suites import plan_tasks
+    from cl_mofo.data.plan import plan_tasks
     from cl_mofo.discovery import registry
-    from cl_mofo.recipes import resolve
+    from cl_mofo.recipes import raw_recipe
+    from cl_mofo.resolve import resolve
 
-    raw = raw_recipe(recipe, model or TINY, str(path), None, assignments or (), imports or ())
+    raw = raw_recipe(
+        recipe,
+        model=model or TINY,
+        data=str(path),
+        assignments=assignments or (),
+        imports=imports or (),
+    )
     checked = resolve(raw)
     plans = plan_tasks(checked, registry(checked.imports))
     from cl_mofo.model import load_tokenizer
@@ -222,7 +208,7 @@ def check_data(
         console.print(f"- {remark}", highlight=False, markup=False)
 
 
-@app.command("list")
+@app.command("list", epilog=_examples("cl-mofo list strategies", "cl-mofo list runs"))
 def list_things(
     what: Annotated[str, typer.Argument(help="strategies, tasks or runs.")],
     imports: ImportOption = None,
@@ -260,8 +246,6 @@ def main() -> None:
         _stop(str(error), 2)
     except TrainingError as error:
         _stop(str(error), 1)
-    except KeyboardInterrupt:
-        _stop("interrupted; what was measured so far is in the run folder", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number was expected")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
 def _per_task(value: Any) -> Any:
@@ -31,6 +40,8 @@ PerTask = Annotated[int | dict[str, int] | None, BeforeValidator(_per_task)]
 
 TINY = "tiny"
 """The name of the embedded model."""
+EMBEDDED = "trace-mini"
+"""The name of the embedded suite; its tasks are those of `trace`."""
 
 
 class Section(BaseModel):
@@ -80,6 +91,13 @@ class TasksConfig(Section):
     prompt_tokens: PerTask = None
     answer_tokens: PerTask = None
 
+    @field_validator("only", mode="before")
+    @classmethod
+    def _listed(cls, names: Any) -> Any:
+        if names is not None and not isinstance(names, (list, tuple)):
+            raise ValueError("a list of task names was expected, as in [FOMC, Py150]")
+        return names
+
     @field_validator("only")
     @classmethod
     def _distinct(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -90,31 +108,31 @@ class TasksConfig(Section):
         return names
 
 
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """The optimizer, its schedule, and the batch it steps on."""
 
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
-        0.9,
-        0.95,
-    )
-    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Decoupled decay; norms and biases are never decayed."""
+    lr: Annotated[Number, Field(gt=0)] = 1e-5
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Annotated[Number, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """Decoupled decay of everything but norms: the authors' rule, for every strategy."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls within each task, to zero (cosine, linear) or not at all."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of a task's steps over which the learning rate rises linearly from zero."""
     batch_size: PositiveInt = 64
     """Examples per optimizer step."""
-    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
+    max_grad_norm: Annotated[Number, Field(gt=0)] | None = 1.0
     """Clip the global gradient norm to this; null does not clip."""
     reset: bool = False
     """Start each task with a fresh optimizer state; the default carries it across tasks."""
 
 
 class TrainingConfig(Section):
-    """How a step is computed: nothing here but `tokenisation` and `loss` changes what is learnt."""
+    """How a step is computed; only `tokenisation` and `loss` change what is learned."""
 
     micro_batch_size: PositiveInt = 8
     """Most examples in one forward pass; gradients accumulate up to `optimizer.batch_size`."""
@@ -130,7 +148,10 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """What is scored after each task, and how answers are decoded."""
 
+    split: Literal["test", "eval"] = "test"
+    """What is answered and scored. Choose hyperparameters on `eval`, never on `test`."""
     tasks: Literal["seen", "all"] = "seen"
+    """Score the tasks learned so far, or all of them each time."""
     initial: bool = False
     """Score every task before any training; an untrained model runs into every answer budget."""
     losses: bool = True
@@ -139,8 +160,9 @@ class EvaluationConfig(Section):
     """Also record the distance to the initial weights (keeps a copy of them on the host)."""
     batch_size: PositiveInt = 16
     decoding: Literal["greedy", "sample"] = "greedy"
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[Number, Field(gt=0)] = 1.0
     top_k: PositiveInt | None = None
+    """Sample among so many likeliest tokens; null among all."""
     skip_special_tokens: bool = False
     """Drop special tokens from answers; by default they stay visible, and wrong."""
 
@@ -156,20 +178,21 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 42
     deterministic: bool = False
     """Ask CUDA for the same bits every time; a CPU gives them always."""
     save_model: bool = True
     """Save the final weights in the run folder."""
     imports: tuple[Path, ...] = ()
-    """Python files that bring tasks or strategies of one's own."""
+    """Python files that bring tasks or strategies of one's own. They are run: from a recipe file
+    only if the command line names them too."""
     strategies: Mapping[str, Any] = {}
 
 
 PROTOCOLS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "default": {},
     "trace-v1": {
-        "training": {"tokenisation": "joint", "loss": "micro_batches"},
+        "training": {"tokenisation": "joint", "loss": "micro_batches", "micro_batch_size": 4},
         "optimizer": {"schedule": "constant"},
         "tasks": {"prompt_tokens": 1024, "answer_tokens": 512},
         "evaluation": {

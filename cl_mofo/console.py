@@ -23,7 +23,7 @@ from cl_mofo.observer import Observer
 
 if TYPE_CHECKING:
     from cl_mofo.config import Recipe
-    from cl_mofo.data.suites import TaskPlan
+    from cl_mofo.data.plan import TaskPlan
     from cl_mofo.loop import Loop
 
 
@@ -34,7 +34,8 @@ SECONDS_BETWEEN_LINES = 30.0
 def terminal() -> RichConsole:
     """Return standard output; where it is no terminal, wide enough for a table of eight tasks."""
     console = RichConsole()
-    return console if console.is_terminal or "COLUMNS" in os.environ else RichConsole(width=120)
+    wide = console.is_terminal or "COLUMNS" in os.environ
+    return RichConsole(emoji=False, width=None if wide else 120)
 
 
 class Console(Observer):
@@ -61,21 +62,20 @@ class Console(Observer):
             f"({len(plans)} tasks) with {escape(recipe.model.path)}, seed {recipe.seed} "
             f"-> {escape(str(folder))}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def learning(self, loop: Loop) -> None:
         """Open a bar over the task's steps."""
         name = f"learn {loop.plan.task.name}"
         self._open(name, loop.total_steps, "loss  -  ")
-        self._tokens, self._began = 0, time.perf_counter()
 
     def stepped(self, loop: Loop) -> None:
         """Advance by a step."""
-        self._tokens += loop.step_positions
-        rate = self._tokens / max(1e-9, time.perf_counter() - self._began)
-        self._advance(1, f"loss {loop.step_loss.item():.3f}  {rate:,.0f} tok/s")
+        rate = self._rate(loop.step_tokens)
+        self._advance(1, f"loss {loop.step_loss.item():.3f}  {rate}")
 
-    def learnt(self, loop: Loop) -> None:
+    def learned(self, loop: Loop) -> None:
         """Close the bar, and say how it went where no bar was seen."""
         self._close()
         if not self.console.is_terminal:
@@ -91,9 +91,9 @@ class Console(Observer):
         """Open a bar over a test set."""
         self._open(f"test {plan.task.name}", examples, "")
 
-    def answered(self, examples: int) -> None:
+    def answered(self, examples: int, tokens: int) -> None:
         """Advance by answered examples."""
-        self._advance(examples, "")
+        self._advance(examples, self._rate(tokens))
 
     def measured(self, results: Mapping[str, Any]) -> None:
         """Print the table so far."""
@@ -116,6 +116,7 @@ class Console(Observer):
             f"Written to {escape(str(folder))}: results.json, metrics.parquet, predictions/, "
             f"figures/matrix.png, figures/curves.png",
             highlight=False,
+            soft_wrap=True,
         )
 
     def stop(self) -> None:
@@ -137,7 +138,12 @@ class Console(Observer):
         )
         self._bar = self._progress.add_task(name, total=total, detail=detail)
         self._progress.start()
-        self._told = time.perf_counter()
+        self._tokens = 0
+        self._began = self._told = time.perf_counter()
+
+    def _rate(self, tokens: int) -> str:
+        self._tokens += tokens
+        return f"{self._tokens / max(1e-9, time.perf_counter() - self._began):,.0f} tok/s"
 
     def _advance(self, count: int, detail: str) -> None:
         if self._progress is None:

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from cl_mofo.config import Recipe
 from cl_mofo.errors import UserError, nearest
-from cl_mofo.strategy import Strategy
+from cl_mofo.strategy import PHASES, Strategy
 from cl_mofo.task import Task
 
 GROUPS = ("cl_mofo.tasks", "cl_mofo.strategies")
@@ -79,19 +81,23 @@ def _installed() -> Iterator[ModuleType]:
     seen: set[str] = set()
     for group in GROUPS:
         for entry in entry_points(group=group):
-            try:
-                module = importlib.import_module(entry.module)
-            except ImportError as error:
-                raise UserError(
-                    f"the entry point '{entry.name} = {entry.value}' in group {group} cannot be "
-                    f"imported: {error}. Reinstall or remove the package that declares it"
-                ) from error
+            module = _imported(entry.module, f"entry point '{entry.name}' in group {group}")
             if module.__name__ in seen:
                 continue
             seen.add(module.__name__)
             yield module
             for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
-                yield importlib.import_module(f"{module.__name__}.{info.name}")
+                name = f"{module.__name__}.{info.name}"
+                yield _imported(name, f"module {name}")
+
+
+def _imported(module: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise UserError(
+            f"{where} cannot be imported: {type(error).__name__}: {error}. Mend or remove it"
+        ) from error
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -128,7 +134,24 @@ def _strategies(modules: Sequence[ModuleType]) -> Iterator[tuple[str, type[Strat
                 and value.__module__ == module.__name__
                 and getattr(value, "name", None)
             ):
+                _check_strategy(value, str(module.__file__))
                 yield value.name, value, str(module.__file__)
+
+
+def _check_strategy(strategy: type[Strategy], file: str) -> None:
+    """Refuse what would not work as part of a recipe or of a folder's name."""
+    where = f"{file}: strategy {strategy.__name__}"
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", strategy.name) or strategy.name in Recipe.model_fields:
+        raise UserError(
+            f"{where}: its name is {strategy.name!r}; use small letters, digits, '_' and '-', a "
+            f"letter first, and none of the recipe's own keys"
+        )
+    if unknown := strategy.phases - set(PHASES):
+        raise UserError(f"{where}: unknown phases {sorted(unknown)}; known: {', '.join(PHASES)}")
+    try:
+        strategy.Config()
+    except TypeError as error:
+        raise UserError(f"{where}: every setting needs a default ({error})") from error
 
 
 def _by_name(kind: str, found: Iterable[tuple[str, T, str]]) -> dict[str, T]:

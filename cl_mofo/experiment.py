@@ -7,32 +7,25 @@ result matrix -> run folder.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import random
-import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_mofo.config import Recipe
-from cl_mofo.data.suites import TaskPlan, load_suite, plan_tasks
+from cl_mofo.data.plan import plan_tasks
+from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
-from cl_mofo.evaluation import ResultMatrix, mark_unfinished, score
 from cl_mofo.folder import RunFolder
 from cl_mofo.manifest import manifest, now
 from cl_mofo.observer import Observer
-from cl_mofo.recipes import read_recipe, resolve, to_mapping
+from cl_mofo.recipes import raw_recipe, to_mapping
+from cl_mofo.resolve import resolve
 from cl_mofo.strategy import compose, parse_names
 
 if TYPE_CHECKING:
-    import torch
-
-    from cl_mofo.loop import Loop
     from cl_mofo.model import LanguageModel
-
-SCHEMA = 1
 
 
 def run(
@@ -68,6 +61,7 @@ def run(
     observer.loading(recipe)
 
     from cl_mofo.model import check_positions, load_model
+    from cl_mofo.sequence import TaskSequence
 
     language_model = load_model(recipe.model)
     for plan in plans:
@@ -78,10 +72,9 @@ def run(
         folder.write_yaml("recipe.yaml", to_mapping(recipe))
         record = manifest(hashes, _identity(recipe, language_model))
         folder.write_json("manifest.json", record)
-        sequence = _Sequence(
+        results = TaskSequence(
             recipe, plans, records, strategies, language_model, folder, observer
-        )
-        results = sequence.learn()
+        ).learn()
         folder.write_json("manifest.json", record | {"finished": now()})
     except BaseException as error:
         folder.log.error("stopped: %s: %s", type(error).__name__, error)
@@ -94,10 +87,10 @@ def run(
 def as_recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     """Return a checked recipe from any of the forms `run` takes."""
     if isinstance(config, Recipe):
-        return config
+        return config if config.strategies else resolve(to_mapping(config))
     if isinstance(config, Mapping):
         return resolve(config)
-    return resolve(read_recipe(str(config)))
+    return resolve(raw_recipe(str(config)))
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
@@ -110,24 +103,8 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-
-
-def distance(module: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> float:
-    """Return the mean over parameter tensors of ||theta - theta_0|| / ||theta_0||.
-
-    MoFO paper (arXiv 2407.20999), appendix C.4. A tensor that starts at zero has no relative
-    change and is left out.
-    """
-    changes = []
-    for name, parameter in module.named_parameters():
-        origin = start[name]
-        norm = origin.norm().item()
-        if norm > 0:
-            moved = (parameter.detach().to("cpu", origin.dtype) - origin).norm().item()
-            changes.append(moved / norm)
-    return math.fsum(changes) / len(changes)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def _identity(recipe: Recipe, language_model: LanguageModel) -> dict[str, Any]:
@@ -145,191 +122,3 @@ def _identity(recipe: Recipe, language_model: LanguageModel) -> dict[str, Any]:
         "device": str(language_model.device),
         "compute_dtype": str(language_model.compute_dtype).removeprefix("torch."),
     }
-
-
-class _Sequence:
-    """One run under way: the matrix it fills, and where it writes."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        plans: Sequence[TaskPlan],
-        records: Mapping[str, Any],
-        strategies: Sequence[Any],
-        language_model: LanguageModel,
-        folder: RunFolder,
-        observer: Observer,
-    ) -> None:
-        from cl_mofo.data.benchmark import make_benchmark
-        from cl_mofo.loop import Loop
-        from cl_mofo.steplog import StepLog
-
-        self.recipe, self.plans, self.records = recipe, plans, records
-        self.language_model, self.folder, self.observer = language_model, folder, observer
-        self.benchmark = make_benchmark(records)
-        self.steps = StepLog(observer)
-        self.loop: Loop = Loop(
-            language_model=language_model,
-            plans=plans,
-            recipe=recipe,
-            strategies=strategies,
-            plugins=[self.steps],
-        )
-        empty: list[None] = [None] * len(plans)
-        self.scores: list[list[float | None]] = [list(empty) for _ in plans]
-        self.metrics: list[list[Any]] = [list(empty) for _ in plans]
-        self.losses: list[list[float | None]] = [list(empty) for _ in plans]
-        self.initial: list[float | None] | None = None
-        self.initial_losses: list[float | None] | None = None
-        self.distances: list[float] = []
-        self.learned = 0
-        self.seconds = {"training": 0.0, "evaluation": 0.0}
-
-    def learn(self) -> dict[str, Any]:
-        folder, plans = self.folder, self.plans
-        self.observer.started(self.recipe, plans, folder.path)
-        start: dict[str, torch.Tensor] = {}
-        if self.recipe.evaluation.distance:
-            start = {
-                name: parameter.detach().to("cpu", copy=True)
-                for name, parameter in self.language_model.module.named_parameters()
-            }
-        if self.recipe.evaluation.initial:
-            initial: list[float | None] = [None] * len(plans)
-            losses: list[float | None] = [None] * len(plans)
-            self._evaluate(0, range(len(plans)), initial, [None] * len(plans), losses)
-            self.initial, self.initial_losses = initial, losses
-            self._write()
-        for i, (plan, experience) in enumerate(
-            zip(plans, self.benchmark.train_stream, strict=True)
-        ):
-            folder.log.info("learning %s", plan.task.name)
-            began = time.perf_counter()
-            self.loop.train(experience, eval_streams=[])
-            self.seconds["training"] += time.perf_counter() - began
-            self.learned = i + 1
-            if start:
-                self.distances.append(distance(self.language_model.module, start))
-            tested = range(len(plans)) if self.recipe.evaluation.tasks == "all" else range(i + 1)
-            self._evaluate(i + 1, tested, self.scores[i], self.metrics[i], self.losses[i])
-            folder.write_metrics(self.steps.rows)
-            self.observer.measured(self._write())
-        if self.recipe.save_model:
-            self._save_model()
-        results = self._write()
-        self._draw(results)
-        self.observer.finished(results, folder.path)
-        folder.log.info("finished: OP %.2f", results["op"][-1])
-        return results | {"folder": str(folder.path)}
-
-    def _evaluate(
-        self,
-        learned: int,
-        tested: Sequence[int],
-        scores: list[float | None],
-        metrics: list[Any],
-        losses: list[float | None],
-    ) -> None:
-        """Answer and score the tasks in `tested`, and fill one row of each matrix."""
-        from cl_mofo.evaluation.generate import answer, answer_loss
-        from cl_mofo.loop import encoder_for
-
-        began = time.perf_counter()
-        settings = self.recipe.evaluation
-        after = f"{learned:02d}-{self.plans[learned - 1].task.name}" if learned else "00-initial"
-        for j in tested:
-            plan = self.plans[j]
-            rows = self.records[plan.task.name]["test"]
-            encoder = encoder_for(self.language_model, plan, self.recipe)
-            self.observer.answering(plan, len(rows), learned)
-            prompts = [row["prompt"] for row in rows]
-            references = [row["answer"] for row in rows]
-            answers = answer(
-                self.language_model,
-                encoder,
-                prompts,
-                settings,
-                seed=self.recipe.seed + 1000 * learned + j,
-                advance=self.observer.answered,
-            )
-            texts = mark_unfinished(
-                [a.text for a in answers], [a.finished for a in answers], references
-            )
-            metrics[j] = score(plan.task, texts, references, prompts)
-            scores[j] = metrics[j][plan.task.headline]
-            if settings.losses:
-                losses[j] = answer_loss(self.language_model, encoder, rows, settings)
-            self.folder.write_predictions(
-                after,
-                plan.task.name,
-                (
-                    {
-                        "index": i,
-                        "prediction": a.text,
-                        "reference": reference,
-                        "finished": a.finished,
-                        "tokens": a.tokens,
-                    }
-                    for i, (a, reference) in enumerate(zip(answers, references, strict=True))
-                ),
-            )
-            self.folder.log.info("after %s: %s %s", after, plan.task.name, metrics[j])
-        self.seconds["evaluation"] += time.perf_counter() - began
-
-    def _write(self) -> dict[str, Any]:
-        """Write `results.json` as far as the run has come, and return it."""
-        tasks = [plan.task.name for plan in self.plans]
-        matrix = ResultMatrix(tasks, self.scores, self.initial)
-        learned = range(1, self.learned + 1)
-        complete = self.learned == len(tasks)
-        results: dict[str, Any] = {
-            "schema": SCHEMA,
-            "strategy": "+".join(s.name for s in self.loop.strategies),
-            "seed": self.recipe.seed,
-            "suite": self.recipe.data.suite,
-            "model": self.recipe.model.path,
-            "protocol": self.recipe.protocol,
-            "tasks": tasks,
-            "headline": {plan.task.name: plan.task.headline for plan in self.plans},
-            "examples": {
-                task: {split: len(rows) for split, rows in self.records[task].items()}
-                for task in tasks
-            },
-            "scores": self.scores,
-            "initial": self.initial,
-            "op": [matrix.op(after=t) for t in learned],
-            "bwt": [matrix.bwt(after=t) if t > 1 else None for t in learned],
-            "learned": [matrix.learned(after=t) for t in learned],
-            "forgetting": matrix.forgetting() if complete and len(tasks) > 1 else None,
-            "forward_transfer": self._forward_transfer(matrix) if complete else None,
-            "metrics": self.metrics,
-            "losses": self.losses if self.recipe.evaluation.losses else None,
-            "initial_losses": self.initial_losses if self.recipe.evaluation.losses else None,
-            "distance": self.distances or None,
-            "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
-            "finished": complete,
-        }
-        self.folder.write_json("results.json", results)
-        return results
-
-    def _forward_transfer(self, matrix: ResultMatrix) -> float | None:
-        """Forward transfer needs R[i-1, i], which only `evaluation.tasks: all` measures."""
-        if self.recipe.evaluation.tasks != "all" or self.initial is None or len(self.plans) < 2:
-            return None
-        return matrix.forward_transfer()
-
-    def _save_model(self) -> None:
-        target = self.folder.path / "model"
-        partial = self.folder.path / "model.partial"
-        self.language_model.module.save_pretrained(partial)
-        self.language_model.tokenizer.save_pretrained(partial)
-        shutil.move(partial, target)
-
-    def _draw(self, results: Mapping[str, Any]) -> None:
-        from cl_mofo.report import curves, heat_map, parse_results
-
-        figures = self.folder.path / "figures"
-        figures.mkdir(exist_ok=True)
-        parsed = parse_results(dict(results), self.folder.path / "results.json")
-        heat_map(parsed, figures / "matrix.png")
-        curves([parsed], figures / "curves.png")

@@ -12,6 +12,7 @@ run.log            what happened when
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -41,9 +42,10 @@ class RunFolder:
         self.path = _fresh(label) if path is None else Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            # "x": of two runs that were given one folder at once, one gets it.
+            self._handler = logging.FileHandler(self.path / "run.log", "x", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"--out {self.path}: cannot be made: {error.strerror}") from error
-        self._handler = logging.FileHandler(self.path / "run.log", encoding="utf-8")
+            raise UserError(f"--out {self.path}: cannot be used: {error.strerror}") from error
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.log = logging.Logger("cl_mofo.run", logging.INFO)
         self.log.addHandler(self._handler)
@@ -51,14 +53,22 @@ class RunFolder:
     @staticmethod
     def check(path: str | Path | None) -> None:
         """Refuse a path that cannot become a run folder, before anything is loaded."""
-        if path is None or not Path(path).exists():
-            return
-        if not Path(path).is_dir():
-            raise UserError(f"--out {path}: is a file. Name a folder")
-        if any(Path(path).iterdir()):
-            raise UserError(
-                f"--out {path}: the folder is not empty. Name a fresh one, or leave --out away"
-            )
+        wanted = Path("outputs" if path is None else path)
+        try:
+            str(wanted).encode()
+            if wanted.exists() and not wanted.is_dir():
+                raise UserError(f"--out {wanted}: is a file. Name a folder")
+            if path is not None and wanted.is_dir() and any(wanted.iterdir()):
+                raise UserError(
+                    f"--out {path}: the folder is not empty. Name a fresh one, or leave --out away"
+                )
+            nearest = next(p for p in (wanted, *wanted.absolute().parents) if p.exists())
+        except UnicodeEncodeError:
+            raise UserError("--out: the folder's name is not valid text") from None
+        except OSError as error:
+            raise UserError(f"--out {wanted}: cannot be used: {error.strerror}") from error
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+            raise UserError(f"--out {wanted}: {nearest} is no folder that can be written into")
 
     def close(self) -> None:
         """Close the log."""
@@ -94,10 +104,15 @@ class RunFolder:
 
 
 def _fresh(label: str) -> Path:
+    """Make a folder that is this run's alone, even if two start in the same second."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = Path("outputs") / f"{stamp}-{label}"
-    candidate, count = base, 1
-    while candidate.exists():
-        count += 1
-        candidate = base.with_name(f"{base.name}-{count}")
-    return candidate
+    for count in itertools.count(1):
+        candidate = Path("outputs") / f"{stamp}-{label}{'' if count == 1 else f'-{count}'}"
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{candidate}: cannot be made: {error.strerror}") from error
+        return candidate
+    raise AssertionError("unreachable")

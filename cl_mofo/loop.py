@@ -17,7 +17,9 @@ This is the whole of it, with every place a strategy may act and the Avalanche c
         strategy.after_experience(loop)
 
 One training iteration is one optimizer step on a global batch. Avalanche plugins that only look
-(loggers, early stopping) work in it unchanged.
+(loggers, loss metrics, whatever calls `stop_training`) work in it; after an iteration `loss` is the
+whole step's. Plugins that read class labels, change batches or call `eval` do not: answers are
+scored by `cl_mofo.evaluation`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import Recipe
 from cl_mofo.data.batches import MicroBatch, epoch_order, micro_batches
-from cl_mofo.data.suites import TaskPlan
+from cl_mofo.data.plan import TaskPlan
 from cl_mofo.data.tokenise import Encoder, Example
 from cl_mofo.errors import TrainingError
 from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
@@ -72,11 +74,13 @@ class Loop(SupervisedTemplate):
         recipe: batch, schedule, seed and the rest.
         strategies: in their order of acting (`cl_mofo.strategy.compose`).
         plugins: Avalanche plugins.
+        evaluator: an Avalanche `EvaluationPlugin`, with loss metrics and loggers; none by default.
 
     What hooks may read and change: `model`, `optimizer`, `plan`, `examples` (the task's encoded
     training split), `epoch`, `step` and `total_steps` (of this task), `global_step`, `lr`, the
     gradients in `model`, and after a step `step_loss` (mean per supervised token), `grad_norm`
-    (before clipping) and `step_tokens` (supervised).
+    (before clipping), `step_supervised` (tokens learned), `step_tokens` (all that are no padding)
+    and `step_positions` (computed, padding included).
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Loop(SupervisedTemplate):
         recipe: Recipe,
         strategies: Sequence[Strategy],
         plugins: Sequence[Any] = (),
+        evaluator: Any = None,
     ) -> None:
         self.language_model = language_model
         self.plans = tuple(plans)
@@ -97,7 +102,7 @@ class Loop(SupervisedTemplate):
         self.epoch = self.step = self.total_steps = self.global_step = 0
         self.lr = self.grad_norm = 0.0
         self.step_loss = torch.zeros(())
-        self.step_tokens = self.step_positions = 0
+        self.step_supervised = self.step_tokens = self.step_positions = 0
         self.micro_batch: MicroBatch | None = None
         super().__init__(
             model=language_model.module,
@@ -105,7 +110,7 @@ class Loop(SupervisedTemplate):
             train_mb_size=recipe.optimizer.batch_size,
             device=language_model.device,
             plugins=list(plugins),
-            evaluator=_no_metrics(),
+            evaluator=evaluator or _no_metrics(),
         )
 
     def _fresh_optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
@@ -138,9 +143,19 @@ class Loop(SupervisedTemplate):
             strategy.before_experience(self)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
+        self._refuse_broken_weights()
         for strategy in self.strategies:
             strategy.after_experience(self)
         super()._after_training_exp(**kwargs)
+
+    def _refuse_broken_weights(self) -> None:
+        """Catch what the last step's update did: no later gradient would show it."""
+        broken = [n for n, p in self.model.named_parameters() if not p.isfinite().all()]
+        if broken:
+            raise TrainingError(
+                f"task {self.plan.task.name}: after its last step {broken[0]} is not finite. "
+                f"Lower optimizer.lr"
+            )
 
     def batches(self) -> Iterator[list[MicroBatch]]:
         """Yield this epoch's steps, each as micro-batches; the last may be a short one."""
@@ -152,7 +167,11 @@ class Loop(SupervisedTemplate):
         )
         for indices in order:
             yield micro_batches(
-                self.examples, indices, self.recipe.training.micro_batch_size, self.pad
+                self.examples,
+                indices,
+                self.recipe.training.micro_batch_size,
+                self.pad,
+                sort=self.recipe.training.loss == "tokens",
             )
 
     # One epoch of steps.
@@ -175,11 +194,13 @@ class Loop(SupervisedTemplate):
                 strategy.after_step(self)
             self.step += 1
             self.global_step += 1
+            self.loss = self.step_loss  # what Avalanche's loss metrics read
             self._after_training_iteration(**kwargs)
         self.epoch += 1
 
     def _accumulate(self, batch: Sequence[MicroBatch], **kwargs: Any) -> None:
         self.optimizer.zero_grad()
+        self.step_supervised = sum(micro.supervised for micro in batch)
         self.step_tokens = sum(micro.tokens for micro in batch)
         self.step_positions = sum(micro.input_ids.numel() for micro in batch)
         self.step_loss = torch.zeros((), device=self.device)
@@ -203,8 +224,8 @@ class Loop(SupervisedTemplate):
 
     def _divisor(self, micro: MicroBatch, micro_batches_in_step: int) -> int:
         if self.recipe.training.loss == "micro_batches":
-            return max(1, micro.tokens) * micro_batches_in_step
-        return max(1, self.step_tokens)
+            return max(1, micro.supervised) * micro_batches_in_step
+        return max(1, self.step_supervised)
 
     def loss_on(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a micro-batch's logits and its loss summed over supervised tokens."""

@@ -18,7 +18,7 @@ from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import TINY, ModelConfig
 from cl_mofo.data.batches import IGNORED, MicroBatch
 from cl_mofo.errors import UserError
-from cl_mofo.recipes import expand
+from cl_mofo.paths import expand
 
 
 @dataclass(frozen=True)
@@ -43,49 +43,101 @@ def load_model(config: ModelConfig) -> LanguageModel:
     """Load the model in float32 onto its device.
 
     Raises:
-        UserError: it cannot be found or loaded, or CUDA is asked for and not there.
+        UserError: it cannot be found or loaded, lacks weights, does not fit its tokenizer, or CUDA
+            is asked for and not there.
     """
     device = _device(config.device)
     compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         config.compute_dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
     )
-    repair_torchvision()
+    tokenizer = load_tokenizer(config)
     import transformers
 
-    module = _from_pretrained(
-        transformers.AutoModelForCausalLM, config, dtype=torch.float32, use_safetensors=True
+    module, info = _from_pretrained(
+        transformers.AutoModelForCausalLM,
+        config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
     )
+    _check_weights(config.path, module, info)
+    _check_fit(config.path, module, tokenizer)
     # What the checkpoint's author preferred for chatting must not change how answers are decoded.
     module.generation_config = transformers.GenerationConfig()
     if config.gradient_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LanguageModel(module.to(device), load_tokenizer(config), device, compute)
+    return LanguageModel(module.to(device), tokenizer, device, compute)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """Load the model's tokenizer.
 
     Raises:
-        UserError: it cannot be found or loaded.
+        UserError: it cannot be found or loaded, or loses text.
     """
     repair_torchvision()
     import transformers
 
-    return _from_pretrained(transformers.AutoTokenizer, config)
+    tokenizer = _from_pretrained(transformers.AutoTokenizer, config)
+    probe = "Hello, world: 12"
+    ids = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    if tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() != probe:
+        raise UserError(
+            f"model '{config.path}': its tokenizer does not give a text back ({probe!r} comes back "
+            f"as {tokenizer.decode(ids)!r}). Are tokenizer.json and tokenizer_config.json there?"
+        )
+    return tokenizer
+
+
+def _check_weights(path: str, module: Any, info: Any) -> None:
+    absent = sorted(set(info["missing_keys"]) | {str(key) for key in info["mismatched_keys"]})
+    if absent:
+        raise UserError(
+            f"model '{path}': the checkpoint lacks {len(absent)} of the model's tensors, or has "
+            f"them in other shapes ({', '.join(absent[:3])}). It is incomplete, or its config.json "
+            f"is another model's"
+        )
+
+
+def _check_fit(path: str, module: Any, tokenizer: Any) -> None:
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model '{path}': its tokenizer has no end-of-sequence token, so no answer could end; "
+            f"set eos_token in its tokenizer_config.json"
+        )
+    rows = module.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise UserError(
+            f"model '{path}': its tokenizer has ids up to {largest}, its embedding {rows} rows. "
+            f"The tokenizer is another model's"
+        )
 
 
 def _from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
     name = _name(config.path)
     options |= {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    absent = False
     try:
         try:
             return kind.from_pretrained(name, local_files_only=True, **options)
         except OSError:
-            if Path(name).is_dir() or not _hub_answers():
+            absent = not Path(name).is_dir()
+            if not absent or not _hub_answers():
                 raise
+            absent = False
             return kind.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(_not_loaded(config.path, error)) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if absent:
+            raise UserError(
+                f"model '{config.path}' is neither a folder nor to be had from the hub now; give a "
+                f"folder with its safetensors: --model PATH (or --model {TINY} for the embedded "
+                f"model)"
+            ) from error
+        reason = next(iter(str(error).splitlines()), repr(error))
+        raise UserError(f"model '{config.path}' cannot be loaded: {reason}") from error
 
 
 def _hub_answers() -> bool:
@@ -123,16 +175,6 @@ def _name(path: str) -> str:
             raise UserError(f"model '{path}': the folder has no config.json; it is no checkpoint")
         return str(expanded)
     return path
-
-
-def _not_loaded(path: str, error: Exception) -> str:
-    text = str(error)
-    if Path(path).is_dir() or path == TINY:
-        return f"model '{path}' cannot be loaded: {text.splitlines()[0] if text else error!r}"
-    return (
-        f"model '{path}' is neither a folder nor to be had from the hub now; give a folder with "
-        f"its safetensors: --model PATH (or --model {TINY} for the embedded model)"
-    )
 
 
 def check_positions(language_model: LanguageModel, tokens: int, where: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cl_mofo.config import Recipe
-    from cl_mofo.data.suites import TaskPlan
+    from cl_mofo.data.plan import TaskPlan
     from cl_mofo.loop import Loop
 
 
@@ -27,14 +27,14 @@ class Observer:
     def stepped(self, loop: Loop) -> None:
         """Hear that an optimizer step was taken."""
 
-    def learnt(self, loop: Loop) -> None:
+    def learned(self, loop: Loop) -> None:
         """Hear that a task's last step was taken."""
 
     def answering(self, plan: TaskPlan, examples: int, learned: int) -> None:
         """Hear that a test set is next, after `learned` tasks."""
 
-    def answered(self, examples: int) -> None:
-        """Hear that so many more examples were answered."""
+    def answered(self, examples: int, tokens: int) -> None:
+        """Hear that so many more examples were answered, with so many tokens."""
 
     def measured(self, results: Mapping[str, Any]) -> None:
         """Hear the results so far, after each task."""

@@ -1,24 +1,48 @@
-"""From what the user gave (a recipe's name or file, options, `--set`) to a checked `Recipe`."""
+"""Recipes as mappings: built in, from files, from options and `--set`; and back to a mapping."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from cl_mofo.config import PROTOCOLS, Recipe, Section
-from cl_mofo.discovery import Registry, registry
-from cl_mofo.errors import UserError, closest, hint, nearest
-from cl_mofo.strategy import compose, parse_names
+from cl_mofo.config import EMBEDDED, TINY, Recipe
+from cl_mofo.errors import UserError, nearest
 
-RESERVED = {"strategies"}
+DEFAULT_RECIPE = "trace-mini"
+SUITE_KEYS = {"data", "tasks", "evaluation"}
+"""What of the default recipe belongs to its suite; the rest belongs to its model."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, with 1e-5 a number, and a key that is given twice refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.YAMLError(f"the key '{key}' is given twice")
+        return dict(super().construct_mapping(node, deep))
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except Exception as error:  # a tag on a wrong value raises whatever its constructor does
+        raise UserError(f"{where}: not valid YAML: {error}") from error
 
 
 def builtin_recipes() -> dict[str, str]:
@@ -39,29 +63,26 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     """
     builtin = builtin_recipes()
     if name_or_path in builtin:
-        return _mapping(builtin[name_or_path], name_or_path)
+        return _mapping(builtin[name_or_path], f"recipe {name_or_path}")
     path = Path(name_or_path)
-    if not path.is_file():
+    try:
+        text = path.read_text("utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path}: cannot be read: {error}") from error
+    if text is None:
         raise UserError(
             f"recipe '{name_or_path}': neither a file nor a built-in recipe"
             f"{nearest(name_or_path, builtin)}; built in: {', '.join(builtin)}"
         )
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: cannot be read: {error}") from error
-    return _mapping(text, str(path))
+    return _mapping(text, f"recipe {path}")
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"recipe {where}: not valid YAML: {error}") from error
+    value = _parsed(text, where)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"recipe {where}: a mapping of keys was expected, not {value!r:.80}")
+        raise UserError(f"{where}: a mapping of keys was expected, not {brief(value)}")
     return value
 
 
@@ -76,10 +97,7 @@ def override(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
         key, equals, text = assignment.partition("=")
         if not equals or not all(part.strip() for part in key.split(".")):
             raise UserError(f"--set {assignment}: write key=value, as in --set optimizer.lr=5e-4")
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise UserError(f"--set {assignment}: the value is not valid YAML: {error}") from error
+        value = _parsed(text, f"--set {assignment}")
         *sections, last = (part.strip() for part in key.split("."))
         result = _assigned(result, sections, last, value, assignment)
     return result
@@ -93,181 +111,80 @@ def _assigned(
     below = node.get(sections[0]) or {}
     if not isinstance(below, Mapping):
         raise UserError(
-            f"--set {assignment}: '{sections[0]}' is the value {below!r}, not a section"
+            f"--set {assignment}: '{sections[0]}' is the value {brief(below)}, not a section"
         )
     inner = _assigned(below, sections[1:], last, value, assignment)
     return {**node, sections[0]: inner}
 
 
-def resolve(raw: Mapping[str, Any]) -> Recipe:
-    """Check a raw recipe whole, whichever strategy it chooses, and fill in every default.
-
-    Raises:
-        UserError: naming every key that is unknown or has a wrong value, with the nearest right
-            name; an unknown protocol, strategy or task.
-    """
-    if not isinstance(raw, Mapping):
-        raise UserError(f"a recipe is a mapping of keys, not {raw!r:.80}")
-    imports = raw.get("imports") or ()
-    if isinstance(imports, (str, Path)):
-        imports = (imports,)
-    if not isinstance(imports, Sequence) or not all(isinstance(i, (str, Path)) for i in imports):
-        raise UserError(f"recipe key imports: a list of Python files was expected, not {imports!r}")
-    known = registry(tuple(Path(i) for i in imports))
-    strategies = {k: v for k, v in raw.items() if isinstance(k, str) and k in known.strategies}
-    core = {k: v for k, v in raw.items() if k not in strategies}
-    problems = _unknown_keys(core, known)
-    configs = _strategy_settings(strategies, known, problems)
-    recipe = None
-    try:
-        recipe = Recipe.model_validate(
-            {**_with_protocol(core), "strategies": configs, "imports": imports}
-        )
-    except ValidationError as error:
-        problems += _told(error)
-    except UserError as error:
-        problems.append(str(error))
-    problems += _check_names(core, known)
-    if problems or recipe is None:
-        raise UserError("\n".join(dict.fromkeys(problems)))
-    compose(known.strategy(n)(recipe.strategies[n]) for n in parse_names(recipe.strategy))
-    return recipe
-
-
-def _with_protocol(core: Mapping[str, Any]) -> dict[str, Any]:
-    protocol = PROTOCOLS.get(str(core.get("protocol", "default")), {})
-    merged = dict(core)
-    for section, values in protocol.items():
-        given = core.get(section)
-        if given is None or isinstance(given, Mapping):
-            merged[section] = {**values, **(given or {})}
-    return {k: ({} if v is None and _is_section(k) else v) for k, v in merged.items()}
-
-
-def _is_section(key: str) -> bool:
-    field = Recipe.model_fields.get(key)
-    return field is not None and isinstance(field.default, Section)
-
-
-def _strategy_settings(
-    given: Mapping[str, Any], known: Registry, problems: list[str]
+def raw_recipe(
+    recipe: str | None = None,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    strategy: str | None = None,
+    assignments: Sequence[str] = (),
+    imports: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Return every strategy's settings, and append what is wrong with the given ones."""
-    configs: dict[str, Any] = {}
-    for name, strategy in known.strategies.items():
-        values = given.get(name)
-        values = {} if values is None else values
-        if not isinstance(values, Mapping):
-            problems.append(f"recipe key {name}: a mapping of settings was expected")
-            continue
-        fields = _dotted(name, (f.name for f in dataclasses.fields(strategy.Config)))
-        unknown = [key for key in values if f"{name}.{key}" not in fields]
-        problems += [
-            f"unknown recipe key '{name}.{key}'{_near_leaf(str(key), fields)}; "
-            f"known: {', '.join(fields) or 'none'}"
-            for key in unknown
-        ]
-        kept = {key: value for key, value in values.items() if key not in unknown}
-        try:
-            configs[name] = TypeAdapter(strategy.Config).validate_python(kept)
-        except ValidationError as error:
-            problems += _told(error, name)
-    return configs
+    """Merge a recipe, the command line's options and its `--set`, the later winning.
 
-
-def _dotted(name: str, fields: Iterable[str]) -> list[str]:
-    return [f"{name}.{field}" for field in fields]
-
-
-def _unknown_keys(core: Mapping[str, Any], known: Registry) -> list[str]:
-    """Name every key that no section has, with the key it may have meant."""
-    keys: list[str] = []
-    sections: dict[str, list[str]] = {}
-    for name, field in Recipe.model_fields.items():
-        if name in RESERVED:
-            continue
-        keys.append(name)
-        if isinstance(field.default, Section):
-            sections[name] = [f"{name}.{sub}" for sub in type(field.default).model_fields]
-    keys += list(known.strategies)
-    leaves = [leaf for leaves in sections.values() for leaf in leaves]
-    problems = []
-    for key, value in core.items():
-        if key not in keys:
-            meant = nearest(str(key), keys) or _near_leaf(str(key), leaves)
-            problems.append(f"unknown recipe key '{key}'{meant}; known: {', '.join(keys)}")
-        elif key in sections and isinstance(value, Mapping):
-            problems += [
-                f"unknown recipe key '{key}.{sub}'"
-                f"{_same_leaf(str(sub), leaves) or _near_leaf(str(sub), sections[key])}; "
-                f"known: {', '.join(sections[key])}"
-                for sub in value
-                if f"{key}.{sub}" not in sections[key]
-            ]
-    return problems
-
-
-def _same_leaf(name: str, leaves: Iterable[str]) -> str:
-    return hint(next((leaf for leaf in leaves if leaf.rpartition(".")[2] == name), None))
-
-
-def _near_leaf(name: str, leaves: Iterable[str]) -> str:
-    by_name = {leaf.rpartition(".")[2]: leaf for leaf in leaves}
-    near = closest(name, by_name)
-    return hint(near and by_name[near])
-
-
-def _told(error: ValidationError, prefix: str = "") -> list[str]:
-    problems = []
-    for detail in error.errors():
-        path = [str(part) for part in detail["loc"]]
-        # A union's branches add their own names to the place; the key is what the user wrote.
-        path = [part for part in path if not re.search(r"[\[\]()]", part) and part != "int"]
-        if prefix:
-            path = [prefix, *path]
-        if detail["type"] == "extra_forbidden":
-            continue
-        given = "" if isinstance(detail["input"], Mapping) else f", not {detail['input']!r:.80}"
-        problems.append(f"recipe key {'.'.join(path)}: {_lower(detail['msg'])}{given}")
-    return problems
-
-
-def _lower(text: str) -> str:
-    text = text.removeprefix("Value error, ")
-    return text[:1].lower() + text[1:]
-
-
-def _check_names(core: Mapping[str, Any], known: Registry) -> list[str]:
-    """Name every strategy and task that the recipe names and nobody knows."""
-    problems: list[str] = []
-    tasks = core.get("tasks")
-    named = [*tasks.values()] if isinstance(tasks, Mapping) else []
-    lists = [n for value in named if isinstance(value, (Mapping, list, tuple)) for n in value]
-    strategy = core.get("strategy", Recipe.model_fields["strategy"].default)
-    try:
-        strategies = parse_names(strategy) if isinstance(strategy, str) else ()
-    except UserError as error:
-        return [str(error)]
-    tasks_named = [name for name in lists if isinstance(name, str)]
-    for lookup, names in ((known.strategy, strategies), (known.task, tasks_named)):
-        for name in names:
-            try:
-                lookup(name)
-            except UserError as error:
-                problems.append(str(error))
-    return problems
-
-
-def expand(path: str) -> Path:
-    """Expand environment variables and `~` in a path.
+    Without a recipe the base is the embedded suite's. Another suite then replaces what belongs to
+    that suite by the tasks' own epochs and budgets, and another model what belongs to tiny by the
+    defaults, however suite and model are named. What runs code (`imports`, remote code) must be
+    asked for on the command line, not by a recipe file alone.
 
     Raises:
-        UserError: a variable is not set.
+        UserError: the recipe, an assignment or an import is wrong.
     """
-    expanded = os.path.expandvars(os.path.expanduser(path))
-    if "$" in expanded:
-        raise UserError(f"path '{path}': an environment variable in it is not set")
-    return Path(expanded)
+    asked: dict[str, Any] = {}
+    if model is not None:
+        asked["model"] = {"path": model}
+    if data is not None:
+        asked["data"] = {"path": data}
+    if strategy is not None:
+        asked["strategy"] = strategy
+    asked = override(asked, assignments)
+    base = read_recipe(recipe or DEFAULT_RECIPE)
+    if recipe is None:
+        source, used = _section(asked, "data"), _section(asked, "model").get("path", TINY)
+        suite = source.get("suite") or ("trace" if source.get("path") else EMBEDDED)
+        of_suite, of_model = suite == EMBEDDED, used == TINY
+        base = {k: v for k, v in base.items() if (of_suite if k in SUITE_KEYS else of_model)}
+        base["data"], base["model"] = {"suite": suite}, {"path": used}
+    else:
+        _refuse_code(base, asked, imports)
+    merged = {**base, **asked}
+    for key in base.keys() & asked.keys():
+        if isinstance(base[key], Mapping) and isinstance(asked[key], Mapping):
+            merged[key] = {**base[key], **asked[key]}
+    listed = merged.get("imports")
+    if imports and isinstance(listed, (list, type(None))):
+        merged["imports"] = list(dict.fromkeys([*map(str, listed or ()), *map(str, imports)]))
+    return merged
+
+
+def _section(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = raw.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _refuse_code(
+    recipe: Mapping[str, Any], asked: Mapping[str, Any], imports: Sequence[Path]
+) -> None:
+    listed = recipe.get("imports") or []
+    allowed = {Path(path).resolve() for path in imports}
+    for path in listed if isinstance(listed, list) else [listed]:
+        if Path(str(path)).resolve() not in allowed:
+            raise UserError(
+                f"the recipe asks to run {path}. That is code: read it, and allow it with "
+                f"--import {path}"
+            )
+    asks, grants = (_section(r, "model").get("trust_remote_code") for r in (recipe, asked))
+    if asks and not grants:
+        raise UserError(
+            "the recipe asks to run a model's own code. Read it, and allow it with "
+            "--set model.trust_remote_code=true"
+        )
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:

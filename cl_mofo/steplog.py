@@ -20,8 +20,8 @@ class StepLog(SupervisedPlugin):
     """Keep rows of step figures.
 
     Each row: task, epoch (from 0), step (of the task, from 1), global_step, lr, loss (nats, mean
-    per supervised token), grad_norm (before clipping), tokens (supervised), positions (computed,
-    padding included), seconds.
+    per supervised token), grad_norm (before clipping), supervised (tokens learned), tokens (all
+    that are no padding), positions (computed, padding included), seconds.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -48,6 +48,7 @@ class StepLog(SupervisedPlugin):
                 "lr": strategy.lr,
                 "loss": strategy.step_loss.item(),
                 "grad_norm": strategy.grad_norm,
+                "supervised": strategy.step_supervised,
                 "tokens": strategy.step_tokens,
                 "positions": strategy.step_positions,
                 "seconds": time.perf_counter() - self._began,
@@ -56,5 +57,5 @@ class StepLog(SupervisedPlugin):
         self.observer.stepped(strategy)
 
     def after_training_exp(self, strategy: Loop, **kwargs: Any) -> None:
-        """Tell that a task is learnt."""
-        self.observer.learnt(strategy)
+        """Tell that a task is learned."""
+        self.observer.learned(strategy)

@@ -57,15 +57,15 @@ class Strategy:
 
         Args:
             named_parameters: (name, parameter) pairs.
-            settings: learning rate, betas, eps and decay; norms and biases are not decayed.
+            settings: learning rate, betas, eps and decay; norms are not decayed.
         """
         import torch
 
-        decayed = [p for name, p in named_parameters if not is_norm_or_bias(name)]
-        exempt = [p for name, p in named_parameters if is_norm_or_bias(name)]
-        groups = [(decayed, settings.weight_decay), (exempt, 0.0)]
+        from cl_mofo.optim import authors_groups
+
+        groups = authors_groups(named_parameters, weight_decay=settings.weight_decay)
         return torch.optim.AdamW(
-            [{"params": params, "weight_decay": decay} for params, decay in groups if params],
+            [{k: v for k, v in group.items() if k != "update_fraction"} for group in groups],
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
@@ -97,11 +97,6 @@ class Strategy:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-
-
-def is_norm_or_bias(name: str) -> bool:
-    """Tell by its name whether a parameter belongs to a norm or is a bias."""
-    return "norm" in name or "bias" in name
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -136,9 +131,6 @@ def compose(strategies: Iterable[Strategy]) -> tuple[Strategy, ...]:
 
 
 def _first_phase(strategy: Strategy) -> int:
-    unknown = strategy.phases - set(PHASES)
-    if unknown:
-        raise ValueError(f"strategy {strategy.name}: unknown phases {sorted(unknown)}")
     return min((PHASES.index(phase) for phase in strategy.phases), default=len(PHASES))
 
 

@@ -16,27 +16,33 @@ def test_padding_is_right_and_labels_are_masked_by_position():
     assert batch.input_ids.tolist() == [[9, 5, 6, 2], [9, 7, 2, 2]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert batch.labels.tolist() == [[IGNORED, IGNORED, 6, 2], [IGNORED, 7, 2, IGNORED]]
-    assert (batch.tokens, batch.first, batch.padding_free) == (4, 1, False)
+    assert (batch.tokens, batch.supervised, batch.first) == (7, 4, 1)
+    assert not batch.padding_free
 
 
-def test_a_label_without_a_position_before_it_is_not_learnt():
+def test_a_label_without_a_position_before_it_is_not_learned():
     batch = collate([Example((4, 2), 2)], pad=0)
     assert batch.labels.tolist() == [[IGNORED, 2]]
-    assert batch.tokens == 1
+    assert batch.supervised == 1
 
 
 def test_a_batch_moves_whole():
     moved = collate(EXAMPLES, pad=0).to(torch.device("meta"))
     assert moved.input_ids.is_meta
     assert moved.labels.is_meta
-    assert moved.tokens == 5
+    assert moved.supervised == 5
 
 
 def test_micro_batches_hold_every_example_once_and_the_longest_first():
     parts = micro_batches(EXAMPLES, [0, 1, 2], 2, pad=0)
     assert [part.input_ids.shape[0] for part in parts] == [2, 1]
     assert [part.input_ids.shape[1] for part in parts] == [5, 3]
-    assert sum(part.tokens for part in parts) == 5
+    assert sum(part.supervised for part in parts) == 5
+
+
+def test_micro_batches_can_keep_the_order_drawn():
+    parts = micro_batches(EXAMPLES, [1, 2, 0], 2, pad=0, sort=False)
+    assert [part.input_ids.shape for part in parts] == [(2, 5), (1, 4)]
 
 
 sizes = st.integers(1, 60)

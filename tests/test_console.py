@@ -23,8 +23,8 @@ def shown(monkeypatch):
 
 def test_progress_is_told_in_lines(shown):
     shown.answering(Plan, 40, learned=1)
-    shown.answered(16)
-    shown.answered(24)
+    shown.answered(16, 80)
+    shown.answered(24, 90)
     shown.stop()
     lines = shown.console.file.getvalue().splitlines()
     assert [line.split("  ")[:2] for line in lines if line] == [
@@ -37,7 +37,7 @@ def test_lines_are_not_told_more_often_than_set(monkeypatch):
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 3600.0)
     quiet = Console(RichConsole(file=io.StringIO()))
     quiet.answering(Plan, 40, learned=1)
-    quiet.answered(40)
+    quiet.answered(40, 1)
     quiet.stop()
     assert quiet.console.file.getvalue().strip() == ""
 
@@ -48,6 +48,6 @@ def test_names_are_not_markup(shown):
             name = "[red]x[/]"
 
     shown.answering(Odd, 1, learned=0)
-    shown.answered(1)
+    shown.answered(1, 1)
     shown.stop()
     assert "[red]x[/]" in shown.console.file.getvalue()

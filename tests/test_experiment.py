@@ -12,7 +12,8 @@ import cl_mofo
 from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.evaluation import ResultMatrix, score
 from cl_mofo.experiment import distance
-from cl_mofo.recipes import override, read_recipe, resolve, to_mapping
+from cl_mofo.recipes import override, read_recipe, to_mapping
+from cl_mofo.resolve import resolve
 
 TASKS = ["FOMC", "Py150", "20Minuten"]
 SMALL = override(

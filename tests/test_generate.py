@@ -7,9 +7,10 @@ import torch
 from transformers import GenerationConfig
 
 from cl_mofo import mini
-from cl_mofo.config import EvaluationConfig
+from cl_mofo.config import EvaluationConfig, ModelConfig
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.evaluation.generate import answer, answer_loss
+from cl_mofo.model import load_model
 
 RECORDS = mini.records()["FOMC"]["test"][:5] + mini.records()["Py150"]["test"][:4]
 PROMPTS = [record["prompt"] for record in RECORDS]
@@ -40,18 +41,33 @@ def test_batched_answers_are_those_of_one_prompt_at_a_time(tiny, batch_size):
         assert one.tokens == len(expected)
 
 
-def test_the_checkpoints_generation_settings_do_not_matter(tiny):
+def test_the_checkpoints_generation_settings_do_not_matter(tiny, tmp_path):
     encoder = Encoder(tiny.tokenizer, 96, 12)
     plain = answer(tiny, encoder, PROMPTS, EvaluationConfig())
     tiny.module.generation_config = GenerationConfig(
-        do_sample=True, temperature=5.0, repetition_penalty=3.0, max_new_tokens=2, num_beams=2
+        do_sample=True, temperature=5.0, repetition_penalty=3.0, max_new_tokens=2, top_k=7
     )
-    from cl_mofo.config import ModelConfig
-    from cl_mofo.model import load_model
+    tiny.module.save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(ModelConfig(path=str(tmp_path)))
+    assert answer(loaded, encoder, PROMPTS, EvaluationConfig()) == plain
 
-    assert load_model(ModelConfig(path="tiny")).module.generation_config.do_sample in (None, False)
-    tiny.module.generation_config = GenerationConfig()
-    assert answer(tiny, encoder, PROMPTS, EvaluationConfig()) == plain
+
+def test_sampling_without_top_k_is_among_all_tokens(tiny):
+    encoder = Encoder(tiny.tokenizer, 96, 12)
+    hot = {"decoding": "sample", "temperature": 50.0}
+    everything, few, fifty = (
+        answer(tiny, encoder, PROMPTS, EvaluationConfig(**hot, top_k=k)) for k in (None, 1, 50)
+    )
+    assert everything != fifty
+    assert few == answer(tiny, encoder, PROMPTS, EvaluationConfig())
+
+
+def test_traces_budget_counts_the_end(tiny):
+    for joint, most in ((True, 3), (False, 4)):
+        encoder = Encoder(tiny.tokenizer, 96, 3, joint=joint)
+        found = answer(tiny, encoder, PROMPTS, EvaluationConfig())
+        assert max(one.tokens for one in found) == most
 
 
 def test_an_answer_cut_by_its_budget_says_so(tiny):
@@ -80,8 +96,12 @@ def test_sampling_follows_its_seed(tiny):
 def test_progress_counts_every_example(tiny):
     done = []
     encoder = Encoder(tiny.tokenizer, 96, 2)
-    answer(tiny, encoder, PROMPTS, EvaluationConfig(batch_size=4), advance=done.append)
-    assert sum(done) == len(PROMPTS)
+    settings = EvaluationConfig(batch_size=4)
+    found = answer(tiny, encoder, PROMPTS, settings, advance=lambda *n: done.append(n))
+    assert [sum(n) for n in zip(*done, strict=True)] == [
+        len(PROMPTS),
+        sum(one.tokens for one in found),
+    ]
 
 
 def test_the_loss_is_the_mean_over_answer_tokens(tiny):

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 
 from cl_mofo import mini
 from cl_mofo.data import make_benchmark
-from cl_mofo.data.suites import plan_tasks
+from cl_mofo.data.plan import plan_tasks
 from cl_mofo.discovery import registry
 from cl_mofo.errors import TrainingError
 from cl_mofo.loop import Loop, encoder_for
-from cl_mofo.recipes import override, resolve
+from cl_mofo.recipes import override
+from cl_mofo.resolve import resolve
 from cl_mofo.strategy import Strategy
 
 BASE = {
@@ -30,7 +31,7 @@ BASE = {
 }
 
 
-def build(language_model, *assignments, strategies=None, plugins=()):
+def build(language_model, *assignments, strategies=None, **avalanche):
     recipe = resolve(override(BASE, assignments))
     if strategies is None:
         strategies = [registry().strategy(recipe.strategy)(recipe.strategies[recipe.strategy])]
@@ -39,7 +40,7 @@ def build(language_model, *assignments, strategies=None, plugins=()):
         plans=plan_tasks(recipe, registry()),
         recipe=recipe,
         strategies=strategies,
-        plugins=plugins,
+        **avalanche,
     )
 
 
@@ -82,7 +83,7 @@ class Spy(Strategy):
         self.calls.append("after_step")
         self.losses.append(loop.step_loss.item())
         self.lrs.append(loop.lr)
-        self.tokens.append(loop.step_tokens)
+        self.tokens.append(loop.step_supervised)
 
     def after_experience(self, loop):
         self.calls.append("after_experience")
@@ -282,6 +283,68 @@ def test_avalanche_plugins_see_every_callback(tiny):
     loop = build(tiny, "training.micro_batch_size=2", "tasks.epochs=2", plugins=[counter])
     learn(loop, list(stream(4))[:1])
     assert counter.seen == ["exp", *["epoch", "forward", "forward", "step"] * 2]
+
+
+def test_avalanches_loss_metric_is_the_steps_loss(tiny):
+    from avalanche.evaluation.metrics import loss_metrics
+    from avalanche.training.plugins import EvaluationPlugin
+
+    spy = Spy()
+    evaluator = EvaluationPlugin(loss_metrics(minibatch=True), loggers=[])
+    loop = build(tiny, "training.micro_batch_size=1", strategies=[spy], evaluator=evaluator)
+    learn(loop, list(stream(4))[:1])
+    (metric,) = loop.evaluator.get_last_metrics().values()
+    assert metric == pytest.approx(spy.losses[-1])
+
+
+def test_warmup_is_a_share_of_the_tasks_steps(tiny):
+    spy = Spy()
+    warm = ["optimizer.warmup_ratio=0.5", "optimizer.schedule=constant"]
+    learn(build(tiny, "tasks.epochs=2", *warm, strategies=[spy]), list(stream(8))[:1])
+    assert spy.lrs == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])  # two of four steps
+
+
+def test_grouping_by_length_pads_less(tiny):
+    padding = []
+    for grouped in (False, True):
+        loop = build(tiny, f"training.group_by_length={grouped}", "tasks.only=[MeetingBank]")
+        (experience,) = stream(32, ["MeetingBank"])
+        learn(loop, [experience])
+        batches = [part for batch in loop_batches(loop, experience) for part in batch]
+        padding.append(sum(part.input_ids.numel() - part.tokens for part in batches))
+    assert padding[1] < padding[0]
+
+
+def loop_batches(loop, experience):
+    loop.experience, loop.epoch = experience, 0
+    return list(loop.batches())
+
+
+def test_weights_broken_by_the_last_step_are_found(tiny):
+    class Break(Strategy):
+        name = "break"
+
+        def after_step(self, loop):
+            with torch.no_grad():
+                loop.model.model.norm.weight[0] = float("inf")
+
+    with pytest.raises(TrainingError, match=r"after its last step model\.norm\.weight"):
+        learn(build(tiny, strategies=[Break()]), list(stream(4))[:1])
+
+
+def test_every_strategy_decays_the_same_tensors(tiny):
+    decayed = {}
+    for strategy in ("sequential", "mofo"):
+        loop = build(tiny, f"strategy={strategy}", "optimizer.weight_decay=0.1")
+        names = {id(p): n for n, p in tiny.module.named_parameters()}
+        decayed[strategy] = {
+            names[id(p)]
+            for group in loop.optimizer.param_groups
+            for p in group["params"]
+            if group["weight_decay"] > 0
+        }
+    assert decayed["sequential"] == decayed["mofo"]
+    assert not any("norm" in name for name in decayed["mofo"])
 
 
 def test_an_avalanche_plugin_can_stop_training(tiny):

@@ -3,9 +3,10 @@
 import pytest
 import yaml
 
-from cl_mofo.cli import raw_recipe
 from cl_mofo.errors import UserError
-from cl_mofo.recipes import builtin_recipes, expand, override, read_recipe, resolve, to_mapping
+from cl_mofo.paths import expand
+from cl_mofo.recipes import builtin_recipes, override, raw_recipe, read_recipe, to_mapping
+from cl_mofo.resolve import resolve
 
 
 def test_defaults_are_the_papers():
@@ -89,7 +90,11 @@ def test_a_protocol_sets_defaults_and_explicit_keys_win():
         ({"seed": -1}, "recipe key seed"),
         ({"protocol": "trace"}, "recipe key protocol"),
         ({"strategies": {}}, "unknown recipe key 'strategies'"),
-        ({"imports": 3}, "a list of Python files"),
+        ({"imports": 3}, "Python files were expected"),
+        ({"tasks": {"only": "FOMC"}}, "a list of task names was expected, as in [FOMC, Py150]"),
+        ({"mofo": {"update_fraction": True}}, "mofo.update_fraction: a number"),
+        ({"optimizer": {"lr": True}}, "recipe key optimizer.lr: a number was expected"),
+        ({"data": {"test_limit": True}}, "recipe key data.test_limit"),
         ({1: 2}, "unknown recipe key '1'"),
     ],
 )
@@ -113,6 +118,9 @@ def test_all_mistakes_come_at_once_whatever_the_strategy():
         ("[1, 2]", "a mapping of keys was expected"),
         ("a: [", "not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("seed: !!int ''", "not valid YAML"),
+        ("seed: !!timestamp x", "not valid YAML"),
+        ("seed: 1\nseed: 2", "'seed' is given twice"),
     ],
 )
 def test_recipe_files_that_are_none(tmp_path, text, message):
@@ -133,20 +141,64 @@ def test_assignments_that_are_none(assignment):
         override({"seed": 1}, [assignment])
 
 
-def test_options_and_the_embedded_suite():
-    nothing = resolve(raw_recipe(None, None, None, None, (), ()))
-    assert (nothing.model.path, nothing.data.suite, nothing.strategy) == (
-        "tiny",
-        "trace-mini",
-        "mofo",
-    )
-    data = resolve(raw_recipe(None, None, "/data", "sequential", (), ()))
-    assert (data.model.path, data.data.suite, data.data.path) == ("tiny", "trace", "/data")
-    assert data.tasks.epochs is None
-    assert data.strategy == "sequential"
-    model = resolve(raw_recipe(None, "/m", "/data", None, ["optimizer.batch_size=8"], ()))
-    assert (model.model.path, model.optimizer.lr, model.optimizer.batch_size) == ("/m", 1e-5, 8)
-    assert model.strategies["mofo"].update_fraction == 0.05
+def test_without_options_the_embedded_suite_and_model_run():
+    recipe = resolve(raw_recipe())
+    assert (recipe.model.path, recipe.data.suite, recipe.strategy) == ("tiny", "trace-mini", "mofo")
+    assert recipe.optimizer.lr == 5e-4
+    assert recipe.tasks.epochs == 4
+
+
+@pytest.mark.parametrize(
+    "asked", [{"data": "/data"}, {"assignments": ["data.suite=trace", "data.path=/data"]}]
+)
+def test_another_suite_brings_its_own_epochs_and_budgets(asked):
+    recipe = resolve(raw_recipe(strategy="sequential", **asked))
+    assert (recipe.model.path, recipe.data.suite, recipe.data.path) == ("tiny", "trace", "/data")
+    assert recipe.tasks.epochs is recipe.tasks.prompt_tokens is None
+    assert recipe.strategy == "sequential"
+    assert recipe.optimizer.lr == 5e-4  # which is tiny's
+
+
+@pytest.mark.parametrize("asked", [{"model": "/m"}, {"assignments": ["model.path=/m"]}])
+def test_another_model_brings_the_defaults(asked):
+    recipe = resolve(raw_recipe(data="/data", **asked))
+    assert (recipe.model.path, recipe.optimizer.lr, recipe.optimizer.batch_size) == ("/m", 1e-5, 64)
+    assert recipe.strategies["mofo"].update_fraction == 0.05
+
+
+def test_options_win_over_a_named_recipe_and_set_over_options():
+    raw = raw_recipe("table2-mofo", model="/m", data="/d", assignments=["model.path=/n"])
+    recipe = resolve(raw)
+    assert (recipe.model.path, recipe.data.path, recipe.optimizer.lr) == ("/n", "/d", 1e-5)
+
+
+@pytest.mark.parametrize("name", ["table2-mofo", "table2-sequential", None])
+def test_traces_protocol_holds_for_every_recipe_of_trace(name):
+    recipe = resolve(raw_recipe(name, data="/d", assignments=["protocol=trace-v1"]))
+    assert recipe.optimizer.schedule == "constant"
+    assert recipe.tasks.answer_tokens == 512
+    assert recipe.evaluation.batch_size == 4
+    assert (recipe.evaluation.top_k, recipe.evaluation.skip_special_tokens) == (50, True)
+    assert recipe.training.micro_batch_size in (4, 16)  # 16 is tiny's
+
+
+def test_code_runs_only_if_the_command_line_says_so(tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"imports: [{tmp_path / 'mine.py'}]\n")
+    with pytest.raises(UserError, match=r"That is code: read it, and allow it with --import"):
+        raw_recipe(str(recipe))
+    allowed = resolve(raw_recipe(str(recipe), imports=[tmp_path / "mine.py"]))
+    assert allowed.imports == (tmp_path / "mine.py",)
+    recipe.write_text("model: {path: x, trust_remote_code: true}\n")
+    with pytest.raises(UserError, match="trust_remote_code=true"):
+        raw_recipe(str(recipe))
+    granted = raw_recipe(str(recipe), assignments=["model.trust_remote_code=true"])
+    assert resolve(granted).model.trust_remote_code is True
+
+
+def test_remote_code_is_off_by_default():
+    assert resolve({}).model.trust_remote_code is False
 
 
 def test_paths_expand_and_name_what_is_not_set(monkeypatch):
@@ -155,3 +207,23 @@ def test_paths_expand_and_name_what_is_not_set(monkeypatch):
     monkeypatch.delenv("TRACE_DIR")
     with pytest.raises(UserError, match=r"\$TRACE_DIR"):
         expand("$TRACE_DIR")
+
+
+def test_a_bomb_of_aliases_is_refused_at_once():
+    lines = ["a: &l0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"b{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 20)]
+    with pytest.raises(UserError, match="unknown recipe key 'b19'"):
+        resolve(override({}, [f"seed={{{', '.join(lines)}}}"]) | _parsed_lines(lines))
+
+
+def _parsed_lines(lines):
+    from cl_mofo.recipes import _parsed
+
+    return _parsed("\n".join(lines), "a recipe")
+
+
+def test_a_recipe_made_in_python_gets_every_strategys_settings():
+    from cl_mofo.config import Recipe
+    from cl_mofo.experiment import as_recipe
+
+    assert as_recipe(Recipe()).strategies["mofo"].update_fraction == 0.05

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cl_mofo.data.records import parse_records, read_auxiliary, read_folder
+from cl_mofo.data.records import parse_records, read_folder
 from cl_mofo.discovery import registry
 from cl_mofo.errors import UserError
 
@@ -40,9 +40,10 @@ def test_a_good_folder(folder):
 
 def test_trace_itself(trace_500):
     names = [task.name for task in registry().suite("trace")]
-    records = read_folder(trace_500, names).records
-    assert [len(records[n]["train"]) for n in names] == [500, 500, 80, 500, 500, 500, 500, 500]
-    assert len(read_auxiliary(trace_500, "Lima")) == 1030
+    found = read_folder(trace_500, names)
+    sizes = [len(found.records[name]["train"]) for name in names]
+    assert sizes == [500, 500, 80, 500, 500, 500, 500, 500]
+    assert len(found.auxiliary) == 1030
 
 
 def test_extra_keys_and_a_byte_order_mark_do_no_harm(folder):
@@ -106,9 +107,14 @@ def test_good_records_of_a_bad_file_are_kept_apart():
     assert len(problems) == 1
 
 
-def test_auxiliary_data_are_optional_and_only_their_training_file_is_read(tmp_path):
-    assert read_auxiliary(tmp_path, "Lima") == []
-    (tmp_path / "Lima").mkdir()
-    (tmp_path / "Lima" / "train.json").write_text(json.dumps(GOOD))
-    (tmp_path / "Lima" / "test.json").write_text('[{"prompt": "a", "answer": ""}]')
-    assert read_auxiliary(tmp_path, "Lima") == GOOD
+def test_auxiliary_data_are_optional_and_only_their_training_file_is_read(folder):
+    assert read_folder(folder, ["FOMC"]).auxiliary == []
+    (folder / "Lima").mkdir()
+    (folder / "Lima" / "train.json").write_text(json.dumps(GOOD))
+    (folder / "Lima" / "test.json").write_text('[{"prompt": "a", "answer": ""}]')
+    assert read_folder(folder, ["FOMC"]).auxiliary == GOOD
+    (folder / "Lima" / "train.json").write_text("[")
+    (folder / "FOMC" / "test.json").unlink()
+    text = refusal(folder)
+    assert "Lima/train.json: line 1" in text
+    assert "FOMC/test.json: the file is missing" in text

@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerFast
 from cl_mofo.data.records import read_folder
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.discovery import registry
-from cl_mofo.errors import UserError
 
 
 def word_tokenizer(**special: str) -> PreTrainedTokenizerFast:
@@ -51,11 +50,6 @@ def test_the_end_survives_the_answers_truncation(words):
 
 def test_a_budget_of_one_leaves_the_beginning_only(words):
     assert Encoder(words, 1, 1).prompt("a b c") == [words.bos_token_id]
-
-
-def test_a_tokenizer_must_have_an_end():
-    with pytest.raises(UserError, match="end-of-sequence"):
-        Encoder(word_tokenizer(), 5, 5)
 
 
 def test_jointly_as_trace_does(words):

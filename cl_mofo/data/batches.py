@@ -24,7 +24,8 @@ class MicroBatch:
         attention_mask: [examples, length], 0 on padding.
         labels: [examples, length], the id to learn, `IGNORED` on prompts and padding. A label
             stands at its own token's position; the model predicts it one position earlier.
-        tokens: how many labels are supervised.
+        tokens: how many ids are no padding.
+        supervised: how many labels are learned.
         first: the first position at which any example has a supervised label.
         padding_free: whether all examples are of one length.
     """
@@ -33,6 +34,7 @@ class MicroBatch:
     attention_mask: torch.Tensor
     labels: torch.Tensor
     tokens: int
+    supervised: int
     first: int
     padding_free: bool
 
@@ -43,6 +45,7 @@ class MicroBatch:
             self.attention_mask.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True),
             self.tokens,
+            self.supervised,
             self.first,
             self.padding_free,
         )
@@ -53,7 +56,7 @@ def collate(examples: Sequence[Example], pad: int) -> MicroBatch:
 
     Args:
         examples: at least one.
-        pad: the id that fills; it is never attended to or learnt, so it may equal any token's.
+        pad: the id that fills; it is never attended to or learned, so it may equal any token's.
     """
     width = max(len(example) for example in examples)
     shape = (len(examples), width)
@@ -72,7 +75,8 @@ def collate(examples: Sequence[Example], pad: int) -> MicroBatch:
         torch.from_numpy(ids),
         torch.from_numpy(mask),
         torch.from_numpy(labels),
-        tokens=int(supervised.sum()),
+        tokens=int(mask.sum()),
+        supervised=int(supervised.sum()),
         first=int(supervised.any(axis=0).argmax()) if supervised.any() else width,
         padding_free=bool(mask.all()),
     )
@@ -100,10 +104,19 @@ def epoch_order(
 
 
 def micro_batches(
-    examples: Sequence[Example], indices: Sequence[int], size: int, pad: int
+    examples: Sequence[Example], indices: Sequence[int], size: int, pad: int, *, sort: bool = True
 ) -> list[MicroBatch]:
-    """Split a step's examples into forward passes of similar lengths (less padding)."""
-    ordered = sorted(indices, key=lambda i: -len(examples[i]))
+    """Split a step's examples into forward passes.
+
+    Args:
+        examples: a task's examples.
+        indices: those of the step, in the order drawn.
+        size: most examples in a forward pass.
+        pad: the id that fills.
+        sort: put similar lengths together, which pads less. Not where the loss is a mean over
+            micro-batches: there, which examples meet in one decides their weight.
+    """
+    ordered = sorted(indices, key=lambda i: -len(examples[i])) if sort else indices
     return [collate([examples[i] for i in part], pad) for part in _chunks(ordered, size)]
 
 

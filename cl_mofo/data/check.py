@@ -9,11 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cl_mofo.data.records import SPLITS, Record, Splits, read_auxiliary, read_folder
-from cl_mofo.data.suites import TaskPlan
-
-AUXILIARY = "Lima"
-"""TRACE's set of general instructions, for replay; its eval and test files have empty answers."""
+from cl_mofo.data.plan import TaskPlan
+from cl_mofo.data.records import AUXILIARY, SPLITS, Record, Splits, read_folder
 
 
 @dataclass(frozen=True)
@@ -62,10 +59,9 @@ def check_folder(path: str | Path, plans: Sequence[TaskPlan], tokenizer: Any) ->
     Raises:
         UserError: with every problem that would stop a run (see `read_folder`).
     """
-    records = read_folder(path, [plan.task.name for plan in plans]).records
-    extra = read_auxiliary(path, AUXILIARY)
-    checks = tuple(_check(plan, records[plan.task.name], tokenizer) for plan in plans)
-    return FolderCheck(checks, (*_remarks(checks), *_auxiliary(extra)))
+    folder = read_folder(path, [plan.task.name for plan in plans])
+    checks = tuple(_check(plan, folder.records[plan.task.name], tokenizer) for plan in plans)
+    return FolderCheck(checks, (*_remarks(checks), *_auxiliary(folder.auxiliary)))
 
 
 def _check(plan: TaskPlan, splits: Splits, tokenizer: Any) -> TaskCheck:

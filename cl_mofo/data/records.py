@@ -16,6 +16,9 @@ from typing import TypedDict
 from cl_mofo.errors import UserError
 
 SPLITS = ("train", "eval", "test")
+AUXILIARY = "Lima"
+"""TRACE's general instructions, for replay. Only its training file is read, where it is there: the
+answers in the others are empty."""
 SHOWN_PER_FILE = 5
 
 
@@ -32,14 +35,15 @@ Splits = Mapping[str, Sequence[Record]]
 
 @dataclass(frozen=True)
 class Folder:
-    """What a TRACE folder holds: its records by task and split, and each file's SHA-256."""
+    """What a TRACE folder holds: records by task and split, auxiliary ones, each file's SHA-256."""
 
     records: Mapping[str, Splits]
+    auxiliary: Sequence[Record]
     hashes: Mapping[str, str]
 
 
 def read_folder(path: str | Path, tasks: Iterable[str]) -> Folder:
-    """Read the three files of each task.
+    """Read the three files of each task, and the auxiliary records if there are any.
 
     Args:
         path: the folder that holds one folder per task.
@@ -73,25 +77,15 @@ def read_folder(path: str | Path, tasks: Iterable[str]) -> Folder:
                 continue
             hashes[name] = hashlib.sha256(data).hexdigest()
             records[task][split] = parse_records(data, name, problems)
+    auxiliary: list[Record] = []
+    extra = root / AUXILIARY / "train.json"
+    if extra.is_file():
+        data = extra.read_bytes()
+        hashes[f"{AUXILIARY}/train.json"] = hashlib.sha256(data).hexdigest()
+        auxiliary = parse_records(data, f"{AUXILIARY}/train.json", problems)
     if problems:
         raise UserError("\n".join([f"data folder {root} has {_count(problems)}:", *problems]))
-    return Folder(records, hashes)
-
-
-def read_auxiliary(path: str | Path, name: str) -> list[Record]:
-    """Read `<path>/<name>/train.json` if it is there; an auxiliary set has no other split.
-
-    Raises:
-        UserError: the file is there and wrong.
-    """
-    file = Path(path) / name / "train.json"
-    if not file.is_file():
-        return []
-    problems: list[str] = []
-    records = parse_records(file.read_bytes(), f"{name}/train.json", problems)
-    if problems:
-        raise UserError("\n".join(problems))
-    return records
+    return Folder(records, auxiliary, hashes)
 
 
 def parse_records(data: bytes, name: str, problems: list[str]) -> list[Record]:

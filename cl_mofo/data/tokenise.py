@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cl_mofo.errors import UserError
-
 
 @dataclass(frozen=True)
 class Example:
@@ -20,7 +18,7 @@ class Example:
 
     Args:
         ids: prompt, answer and end-of-sequence ids.
-        supervised: how many of the last ids are learnt (the answer and the end of sequence).
+        supervised: how many of the last ids are learned (the answer and the end of sequence).
     """
 
     ids: tuple[int, ...]
@@ -34,26 +32,18 @@ class Encoder:
     """Encode records for one model's tokenizer within a prompt and an answer budget.
 
     Args:
-        tokenizer: a Hugging Face tokenizer; its padding, template and truncation settings are not
-            used, and it is not changed.
+        tokenizer: a Hugging Face tokenizer with an end-of-sequence token; its padding, template and
+            truncation settings are not used, and it is not changed.
         prompt_tokens: most prompt ids kept, the last ones; a beginning-of-sequence id, which is put
             first if the tokenizer has one, counts.
         answer_tokens: most answer ids kept, the first ones; the end-of-sequence id always follows.
         joint: tokenise as TRACE does: prompt and answer as one text, cut on the left to the sum of
             both budgets, with beginning and end ids only where they fit, special tokens parsed.
-
-    Raises:
-        UserError: the tokenizer has no end-of-sequence token.
     """
 
     def __init__(
         self, tokenizer: Any, prompt_tokens: int, answer_tokens: int, *, joint: bool = False
     ) -> None:
-        if tokenizer.eos_token_id is None:
-            raise UserError(
-                "the model's tokenizer has no end-of-sequence token, so no answer could end; "
-                "set eos_token in its tokenizer_config.json"
-            )
         self.tokenizer = tokenizer
         self.prompt_tokens = prompt_tokens
         self.answer_tokens = answer_tokens

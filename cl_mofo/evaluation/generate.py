@@ -14,8 +14,8 @@ from cl_mofo.data.records import Record
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
 
-Advance = Callable[[int], None]
-"""Told how many more examples are done."""
+Advance = Callable[[int, int], None]
+"""Told how many more examples are done, and how many tokens were generated for them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def answer(
     settings: EvaluationConfig,
     *,
     seed: int = 0,
-    advance: Advance = lambda done: None,
+    advance: Advance = lambda examples, tokens: None,
 ) -> list[Answer]:
     """Answer prompts in batches of similar lengths; the answers keep the prompts' order.
 
@@ -59,10 +59,11 @@ def answer(
     ids = [encoder.prompt(prompt) for prompt in prompts]
     sampling = settings.decoding == "sample"
     config = GenerationConfig(
-        max_new_tokens=encoder.answer_tokens + 1,
+        # TRACE counts the end of sequence into the budget; otherwise the answer has it all.
+        max_new_tokens=encoder.answer_tokens + (0 if encoder.joint else 1),
         do_sample=sampling,
         temperature=settings.temperature if sampling else None,
-        top_k=settings.top_k if sampling else None,
+        top_k=(settings.top_k or 0) if sampling else None,  # None would mean transformers' 50
         eos_token_id=encoder.eos,
         pad_token_id=encoder.eos,
     )
@@ -83,7 +84,7 @@ def answer(
                 text = encoder.decode(generated, skip_special_tokens=settings.skip_special_tokens)
                 tokens = generated.index(encoder.eos) + 1 if finished else len(generated)
                 answers[i] = Answer(text, finished, tokens)
-            advance(len(chunk))
+            advance(len(chunk), sum(answers[i].tokens for i in chunk))
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -102,7 +103,7 @@ def answer_loss(
             with language_model.autocast():
                 logits, labels = supervised_logits(language_model.module, batch)
             total += summed_loss(logits, labels).item()
-            tokens += batch.tokens
+            tokens += batch.supervised
     return total / tokens
 
 

@@ -1,0 +1,255 @@
+"""One run under way: learn the tasks one after another, score after each, fill the matrix."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cl_mofo.config import Recipe
+from cl_mofo.data.benchmark import make_benchmark
+from cl_mofo.data.plan import TaskPlan
+from cl_mofo.data.records import Record, Splits
+from cl_mofo.data.tokenise import Encoder
+from cl_mofo.errors import TrainingError
+from cl_mofo.evaluation import ResultMatrix, mark_unfinished, score
+from cl_mofo.evaluation.generate import answer, answer_loss
+from cl_mofo.folder import RunFolder
+from cl_mofo.loop import Loop, encoder_for
+from cl_mofo.observer import Observer
+from cl_mofo.report import curves, heat_map, parse_results
+from cl_mofo.steplog import StepLog
+from cl_mofo.strategy import Strategy
+
+if TYPE_CHECKING:
+    import torch
+
+    from cl_mofo.model import LanguageModel
+
+SCHEMA = 1
+
+
+def distance(module: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> float:
+    """Return the mean over parameter tensors of ||theta - theta_0|| / ||theta_0||.
+
+    MoFO paper (arXiv 2407.20999), appendix C.4. A tensor that starts at zero has no relative
+    change and is left out.
+    """
+    changes = []
+    for name, parameter in module.named_parameters():
+        origin = start[name]
+        norm = origin.norm().item()
+        if norm > 0:
+            moved = (parameter.detach().to("cpu", origin.dtype) - origin).norm().item()
+            changes.append(moved / norm)
+    return math.fsum(changes) / len(changes)
+
+
+class TaskSequence:
+    """The matrix a run fills, and where it writes.
+
+    Args:
+        recipe: the whole recipe.
+        plans: the tasks in their order.
+        records: their records.
+        strategies: in their order of acting.
+        language_model: trained in place.
+        folder: where results go.
+        observer: told what happens.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        plans: Sequence[TaskPlan],
+        records: Mapping[str, Splits],
+        strategies: Sequence[Strategy],
+        language_model: LanguageModel,
+        folder: RunFolder,
+        observer: Observer,
+    ) -> None:
+        self.recipe, self.plans, self.records = recipe, plans, records
+        self.language_model, self.folder, self.observer = language_model, folder, observer
+        self.benchmark = make_benchmark(records)
+        self.steps = StepLog(observer)
+        self.loop = Loop(
+            language_model=language_model,
+            plans=plans,
+            recipe=recipe,
+            strategies=strategies,
+            plugins=[self.steps],
+        )
+        empty: list[None] = [None] * len(plans)
+        self.scores: list[list[float | None]] = [list(empty) for _ in plans]
+        self.metrics: list[list[Any]] = [list(empty) for _ in plans]
+        self.losses: list[list[float | None]] = [list(empty) for _ in plans]
+        self.initial: list[float | None] | None = None
+        self.initial_losses: list[float | None] | None = None
+        self.distances: list[float] = []
+        self.learned = 0
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
+
+    def learn(self) -> dict[str, Any]:
+        """Learn and score everything; return the results.
+
+        Raises:
+            TrainingError: training diverged; what was measured is in the folder.
+        """
+        try:
+            return self._learn()
+        finally:
+            self.folder.write_metrics(self.steps.rows)
+
+    def _learn(self) -> dict[str, Any]:
+        folder, plans = self.folder, self.plans
+        self.observer.started(self.recipe, plans, folder.path)
+        start: dict[str, torch.Tensor] = {}
+        if self.recipe.evaluation.distance:
+            start = {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in self.language_model.module.named_parameters()
+            }
+        if self.recipe.evaluation.initial:
+            initial: list[float | None] = [None] * len(plans)
+            losses: list[float | None] = [None] * len(plans)
+            self._evaluate(0, range(len(plans)), initial, [None] * len(plans), losses)
+            self.initial, self.initial_losses = initial, losses
+            self._write()
+        for i, (plan, experience) in enumerate(
+            zip(plans, self.benchmark.train_stream, strict=True)
+        ):
+            folder.log.info("learning %s", plan.task.name)
+            began = time.perf_counter()
+            self.loop.train(experience, eval_streams=[])
+            self.seconds["training"] += time.perf_counter() - began
+            self.learned = i + 1
+            if start:
+                self.distances.append(distance(self.language_model.module, start))
+            tested = range(len(plans)) if self.recipe.evaluation.tasks == "all" else range(i + 1)
+            self._evaluate(i + 1, tested, self.scores[i], self.metrics[i], self.losses[i])
+            self.observer.measured(self._write())
+        if self.recipe.save_model:
+            self._save_model()
+        results = self._write()
+        self._draw(results)
+        self.observer.finished(results, folder.path)
+        folder.log.info("finished: OP %.2f", results["op"][-1])
+        return results | {"folder": str(folder.path)}
+
+    def _evaluate(
+        self,
+        learned: int,
+        tested: Sequence[int],
+        scores: list[float | None],
+        metrics: list[Any],
+        losses: list[float | None],
+    ) -> None:
+        """Answer and score the tasks in `tested`, and fill one row of each matrix."""
+        began = time.perf_counter()
+        settings = self.recipe.evaluation
+        after = f"{learned:02d}-{self.plans[learned - 1].task.name}" if learned else "00-initial"
+        for j in tested:
+            plan = self.plans[j]
+            rows = self.records[plan.task.name][settings.split]
+            encoder = encoder_for(self.language_model, plan, self.recipe)
+            self.observer.answering(plan, len(rows), learned)
+            prompts = [row["prompt"] for row in rows]
+            references = [row["answer"] for row in rows]
+            answers = answer(
+                self.language_model,
+                encoder,
+                prompts,
+                settings,
+                seed=self.recipe.seed + 1000 * learned + j,
+                advance=self.observer.answered,
+            )
+            texts = mark_unfinished(
+                [a.text for a in answers], [a.finished for a in answers], references
+            )
+            metrics[j] = score(plan.task, texts, references, prompts)
+            scores[j] = metrics[j][plan.task.headline]
+            if settings.losses:
+                losses[j] = self._loss(plan, encoder, rows)
+            self.folder.write_predictions(
+                after,
+                plan.task.name,
+                (
+                    {
+                        "index": i,
+                        "prediction": a.text,
+                        "reference": reference,
+                        "finished": a.finished,
+                        "tokens": a.tokens,
+                    }
+                    for i, (a, reference) in enumerate(zip(answers, references, strict=True))
+                ),
+            )
+            self.folder.log.info("after %s: %s %s", after, plan.task.name, metrics[j])
+        self.seconds["evaluation"] += time.perf_counter() - began
+
+    def _loss(self, plan: TaskPlan, encoder: Encoder, rows: Sequence[Record]) -> float:
+        loss = answer_loss(self.language_model, encoder, rows, self.recipe.evaluation)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss on {plan.task.name} is {loss}: the model is broken. Lower optimizer.lr"
+            )
+        return loss
+
+    def _write(self) -> dict[str, Any]:
+        """Write `results.json` as far as the run has come, and return it."""
+        tasks = [plan.task.name for plan in self.plans]
+        matrix = ResultMatrix(tasks, self.scores, self.initial)
+        learned = range(1, self.learned + 1)
+        complete = self.learned == len(tasks)
+        results: dict[str, Any] = {
+            "schema": SCHEMA,
+            "strategy": "+".join(s.name for s in self.loop.strategies),
+            "seed": self.recipe.seed,
+            "suite": self.recipe.data.suite,
+            "model": self.recipe.model.path,
+            "protocol": self.recipe.protocol,
+            "split": self.recipe.evaluation.split,
+            "tasks": tasks,
+            "headline": {plan.task.name: plan.task.headline for plan in self.plans},
+            "examples": {
+                task: {split: len(rows) for split, rows in self.records[task].items()}
+                for task in tasks
+            },
+            "scores": self.scores,
+            "initial": self.initial,
+            "op": [matrix.op(after=t) for t in learned],
+            "bwt": [matrix.bwt(after=t) if t > 1 else None for t in learned],
+            "learned": [matrix.learned(after=t) for t in learned],
+            "forgetting": matrix.forgetting() if complete and len(tasks) > 1 else None,
+            "forward_transfer": self._forward_transfer(matrix) if complete else None,
+            "metrics": self.metrics,
+            "losses": self.losses if self.recipe.evaluation.losses else None,
+            "initial_losses": self.initial_losses if self.recipe.evaluation.losses else None,
+            "distance": self.distances or None,
+            "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
+            "finished": complete,
+        }
+        self.folder.write_json("results.json", results)
+        return results
+
+    def _forward_transfer(self, matrix: ResultMatrix) -> float | None:
+        """Forward transfer needs R[i-1, i], which only `evaluation.tasks: all` measures."""
+        if self.recipe.evaluation.tasks != "all" or self.initial is None or len(self.plans) < 2:
+            return None
+        return matrix.forward_transfer()
+
+    def _save_model(self) -> None:
+        target = self.folder.path / "model"
+        partial = self.folder.path / "model.partial"
+        self.language_model.module.save_pretrained(partial)
+        self.language_model.tokenizer.save_pretrained(partial)
+        shutil.move(partial, target)
+
+    def _draw(self, results: Mapping[str, Any]) -> None:
+        figures = self.folder.path / "figures"
+        figures.mkdir(exist_ok=True)
+        parsed = parse_results(dict(results), self.folder.path / "results.json")
+        heat_map(parsed, figures / "matrix.png")
+        curves([parsed], figures / "curves.png")
