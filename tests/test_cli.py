@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -147,6 +149,35 @@ def test_divergence_is_exit_code_1_without_a_traceback(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "not finite" in done.stderr
+
+
+def test_an_interrupted_run_says_where_it_stands(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cl_mofo", "run", "--out", "run", "--set", "tasks.epochs=500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    log = tmp_path / "run" / "run.log"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and "learning" in log.read_text()):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "cl-mofo: interrupted; what was measured so far is in the run folder\n"
+    assert (tmp_path / "run" / "metrics.parquet").is_file()
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["finished"] is False
+
+
+def test_a_recipe_file_alone_runs_no_code(tmp_path):
+    (tmp_path / "mine.py").write_text("print('ran')\n")
+    (tmp_path / "recipe.yaml").write_text("imports: [mine.py]\n")
+    done = cl_mofo("run", "recipe.yaml", cwd=tmp_path)
+    refused(done, "--import mine.py")
+    assert "ran" not in done.stdout
 
 
 def test_check_data_on_trace(trace_500, tmp_path):

@@ -1,5 +1,6 @@
 """Tasks and strategies are found: built in, installed by others, or in a user's file."""
 
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from cl_mofo.discovery import registry
 from cl_mofo.errors import UserError
+from tests.conftest import ROOT
 
 TASK_FILE = """
 from cl_mofo.task import Task
@@ -98,3 +100,57 @@ def test_files_that_cannot_be_imported(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         registry((tmp_path / name,))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("name = 'optimizer'", "none of the recipe's own keys"),
+        ("name = '../../escape'", "use small letters"),
+        ("name = 'a+b'", "use small letters"),
+        ("name = 'x'; phases = frozenset({'later'})", "unknown phases"),
+        ("name = 'x'\n    @dataclass(frozen=True)\n    class Config:\n        a: int", "default"),
+    ],
+)
+def test_strategies_that_would_not_work_are_refused_by_file(tmp_path, line, message):
+    file = tmp_path / "bad.py"
+    file.write_text(
+        "from dataclasses import dataclass\nfrom cl_mofo.strategy import Strategy\n"
+        f"class Bad(Strategy):\n    {line}\n"
+    )
+    with pytest.raises(UserError, match=message) as caught:
+        registry((file,))
+    assert "bad.py" in str(caught.value)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the sources, as a user would edit them."""
+    for part in ("cl_mofo", "tasks", "strategies", "runs"):
+        skip = shutil.ignore_patterns("__pycache__", "tiny")
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=skip)
+    return tmp_path
+
+
+def listing(checkout, what):
+    return subprocess.run(
+        [sys.executable, "-m", "cl_mofo", "list", what],
+        capture_output=True,
+        text=True,
+        cwd=checkout,
+        timeout=60,
+    )
+
+
+def test_a_new_file_needs_no_reinstall(checkout):
+    (checkout / "strategies" / "loud.py").write_text(STRATEGY_FILE)
+    (checkout / "tasks" / "capitals.py").write_text(TASK_FILE)
+    assert "Do nothing, loudly." in listing(checkout, "strategies").stdout
+    assert "Capitals" in listing(checkout, "tasks").stdout
+
+
+def test_a_slip_in_a_file_is_the_users_to_mend(checkout):
+    (checkout / "tasks" / "slip.py").write_text("1 +")
+    done = listing(checkout, "tasks")
+    assert done.returncode == 2
+    assert "module cl_mofo.tasks.slip cannot be imported: SyntaxError" in done.stderr

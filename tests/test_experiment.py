@@ -9,11 +9,14 @@ import torch
 import yaml
 
 import cl_mofo
+from cl_mofo import mini
+from cl_mofo.data.plan import plan_tasks
+from cl_mofo.discovery import registry
 from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.evaluation import ResultMatrix, score
-from cl_mofo.experiment import distance
 from cl_mofo.recipes import override, read_recipe, to_mapping
 from cl_mofo.resolve import resolve
+from cl_mofo.sequence import distance
 
 TASKS = ["FOMC", "Py150", "20Minuten"]
 SMALL = override(
@@ -199,12 +202,13 @@ def test_mofo_stays_nearer_than_default_fine_tuning(done, tmp_path):
 
 
 def test_an_answer_cut_short_is_never_right(tmp_path, monkeypatch):
-    from cl_mofo.evaluation import generate
+    from cl_mofo import sequence
+    from cl_mofo.evaluation.generate import Answer
 
     def cut(language_model, encoder, prompts, settings, **kwargs):
-        return [generate.Answer("A", finished=False, tokens=1) for _ in prompts]
+        return [Answer("A", finished=False, tokens=1) for _ in prompts]
 
-    monkeypatch.setattr(generate, "answer", cut)
+    monkeypatch.setattr(sequence, "answer", cut)
     results = cl_mofo.run(
         override(SMALL, ["tasks.only=[FOMC]", "data.train_limit=4"]), out=tmp_path / "cut"
     )
@@ -227,6 +231,7 @@ def test_a_run_folder_is_never_written_into(done):
         ("data.suite=trace", "data.path"),
         ("data.suite=trase", "did you mean 'trace'"),
         ("tasks.answer_tokens=5000", "positions"),
+        ("data.path=/data", "is embedded and reads no folder"),
         ("model.device=cuda", "no CUDA"),
     ],
 )
@@ -248,6 +253,37 @@ def test_a_diverging_run_keeps_what_it_measured(tmp_path):
     assert stored["finished"] is False
     assert stored["initial"] is not None
     assert "TrainingError" in (tmp_path / "wild" / "run.log").read_text()
+
+
+def test_weights_broken_by_the_last_step_stop_the_run_with_its_steps_kept(tmp_path):
+    with pytest.raises(TrainingError, match="not finite"):
+        cl_mofo.run(
+            override(SMALL, ["optimizer.lr=1e38", "optimizer.batch_size=24", "tasks.epochs=1"]),
+            out=tmp_path / "wild",
+        )
+    assert len(pd.read_parquet(tmp_path / "wild" / "metrics.parquet")) == 1
+
+
+def test_the_validation_split_can_be_scored_instead(tmp_path):
+    few = ["tasks.only=[FOMC]", "data.train_limit=4", "data.eval_limit=3"]
+    results = cl_mofo.run(override(SMALL, [*few, "evaluation.split=eval"]), out=tmp_path / "eval")
+    assert results["split"] == "eval"
+    kept = (tmp_path / "eval" / "predictions" / "01-FOMC" / "FOMC.jsonl").read_text()
+    references = [json.loads(line)["reference"] for line in kept.splitlines()]
+    assert references == [row["answer"] for row in mini.records()["FOMC"]["eval"][:3]]
+
+
+def test_a_ninth_task_leaves_the_embedded_suite_as_it_is(tmp_path):
+    file = tmp_path / "ninth.py"
+    file.write_text(
+        "import dataclasses\n"
+        "from cl_mofo.tasks.fomc import TASK as FOMC\n"
+        "TASK = dataclasses.replace(FOMC, name='Ninth', position=9)\n"
+    )
+    recipe = resolve(override(read_recipe("trace-mini"), [f"imports=[{file}]"]))
+    assert [plan.task.name for plan in plan_tasks(recipe, registry(recipe.imports))] == list(
+        mini.TASKS
+    )
 
 
 def test_distance_is_the_mean_relative_change():
