@@ -27,7 +27,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/typed .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation \
+		--upgrade --target build/typed .
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p cl_mofo
 
 clean:

@@ -53,7 +53,8 @@ LISTING = ["-m", "cl_mofo", "list", "tasks"]
 def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project built into a wheel, and that installed into a folder of its own."""
     target = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    command += ["--no-index", "--no-build-isolation", "--target"]
     subprocess.run([*command, str(target), str(ROOT)], check=True, capture_output=True, timeout=300)
     return target
 
