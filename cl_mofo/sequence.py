@@ -116,7 +116,7 @@ class TaskSequence:
             losses: list[float | None] = [None] * len(plans)
             self._evaluate(0, range(len(plans)), initial, [None] * len(plans), losses)
             self.initial, self.initial_losses = initial, losses
-            self._write()
+        self._write()
         for i, (plan, experience) in enumerate(
             zip(plans, self.benchmark.train_stream, strict=True)
         ):

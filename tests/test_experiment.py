@@ -15,6 +15,7 @@ from cl_mofo.discovery import registry
 from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.evaluation import ResultMatrix, score
 from cl_mofo.recipes import override, read_recipe, to_mapping
+from cl_mofo.report import load_results
 from cl_mofo.resolve import resolve
 from cl_mofo.sequence import distance
 
@@ -258,9 +259,18 @@ def test_a_diverging_run_keeps_what_it_measured(tmp_path):
 def test_weights_broken_by_the_last_step_stop_the_run_with_its_steps_kept(tmp_path):
     with pytest.raises(TrainingError, match="not finite"):
         cl_mofo.run(
-            override(SMALL, ["optimizer.lr=1e38", "optimizer.batch_size=24", "tasks.epochs=1"]),
+            override(
+                SMALL,
+                [
+                    "optimizer.lr=1e38",
+                    "optimizer.batch_size=24",
+                    "tasks.epochs=1",
+                    "evaluation.initial=false",
+                ],
+            ),
             out=tmp_path / "wild",
         )
+    assert not load_results(tmp_path / "wild").finished
     assert len(pd.read_parquet(tmp_path / "wild" / "metrics.parquet")) == 1
 
 
