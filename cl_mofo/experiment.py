@@ -37,7 +37,8 @@ def run(
     """Execute a recipe and return its results.
 
     Args:
-        config: a recipe: resolved, as a mapping, or the name or path of one.
+        config: a recipe: resolved, as a mapping, or the name or path of one. What a mapping leaves
+            out is as on the command line: without a suite and a model, the embedded ones.
         out: the run folder to make; a fresh one under `outputs/` by default.
         observer: told what happens; `cl_mofo.console.Console` shows it.
 
@@ -88,9 +89,7 @@ def as_recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     """Return a checked recipe from any of the forms `run` takes."""
     if isinstance(config, Recipe):
         return config if config.strategies else resolve(to_mapping(config))
-    if isinstance(config, Mapping):
-        return resolve(config)
-    return resolve(raw_recipe(str(config)))
+    return resolve(raw_recipe(config if isinstance(config, Mapping) else str(config)))
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:

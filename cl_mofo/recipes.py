@@ -118,7 +118,7 @@ def _assigned(
 
 
 def raw_recipe(
-    recipe: str | None = None,
+    recipe: str | Mapping[str, Any] | None = None,
     *,
     model: str | None = None,
     data: str | None = None,
@@ -128,10 +128,18 @@ def raw_recipe(
 ) -> dict[str, Any]:
     """Merge a recipe, the command line's options and its `--set`, the later winning.
 
-    Without a recipe the base is the embedded suite's. Another suite then replaces what belongs to
-    that suite by the tasks' own epochs and budgets, and another model what belongs to tiny by the
-    defaults, however suite and model are named. What runs code (`imports`, remote code) must be
-    asked for on the command line, not by a recipe file alone.
+    What none of them says is `config.py`'s to say; but what belongs to the embedded suite and to
+    the embedded model is taken from the recipe that runs them. They are also what runs where no
+    suite and no model is named, except that a recipe's file on another suite has the default model.
+    What runs code (`imports`, remote code) must be asked for on the command line, not by a file.
+
+    Args:
+        recipe: the name of a built-in recipe, a file, or a mapping.
+        model: goes to `model.path`.
+        data: goes to `data.path`.
+        strategy: goes to `strategy`.
+        assignments: `key=value` texts.
+        imports: Python files the user allows to run.
 
     Raises:
         UserError: the recipe, an assignment or an import is wrong.
@@ -144,22 +152,34 @@ def raw_recipe(
     if strategy is not None:
         asked["strategy"] = strategy
     asked = override(asked, assignments)
-    base = read_recipe(recipe or DEFAULT_RECIPE)
-    if recipe is None:
-        source, used = _section(asked, "data"), _section(asked, "model").get("path", TINY)
-        suite = source.get("suite") or ("trace" if source.get("path") else EMBEDDED)
-        of_suite, of_model = suite == EMBEDDED, used == TINY
-        base = {k: v for k, v in base.items() if (of_suite if k in SUITE_KEYS else of_model)}
-        base["data"], base["model"] = {"suite": suite}, {"path": used}
-    else:
-        _refuse_code(base, asked, imports)
-    merged = {**base, **asked}
-    for key in base.keys() & asked.keys():
-        if isinstance(base[key], Mapping) and isinstance(asked[key], Mapping):
-            merged[key] = {**base[key], **asked[key]}
+    given: Mapping[str, Any] = recipe if isinstance(recipe, Mapping) else {}
+    if isinstance(recipe, str):
+        given = read_recipe(recipe)
+        _refuse_code(given, asked, imports)
+    merged = _merge(given, asked)
+    source = _section(merged, "data")
+    suite = source.get("suite") or ("trace" if source.get("path") else EMBEDDED)
+    default = Recipe().model.path if isinstance(recipe, str) and suite != EMBEDDED else TINY
+    path = _section(merged, "model").get("path") or default
+    of_suite, of_model = suite == EMBEDDED, path == TINY
+    base = {
+        key: value
+        for key, value in read_recipe(DEFAULT_RECIPE).items()
+        if (of_suite if key in SUITE_KEYS else of_model)
+    }
+    merged = _merge(base | {"data": {"suite": suite}, "model": {"path": path}}, merged)
     listed = merged.get("imports")
     if imports and isinstance(listed, (list, type(None))):
         merged["imports"] = list(dict.fromkeys([*map(str, listed or ()), *map(str, imports)]))
+    return merged
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one mapping over another, section by section; an empty section changes nothing."""
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], (Mapping, type(None))):
+            merged[key] = {**below[key], **(above[key] or {})}
     return merged
 
 

@@ -166,6 +166,27 @@ def test_another_model_brings_the_defaults(asked):
     assert recipe.strategies["mofo"].update_fraction == 0.05
 
 
+def test_a_mapping_is_completed_as_the_command_line_is(tmp_path):
+    few = {"data": {"train_limit": 8}, "tasks": {"epochs": 1}}
+    recipe = resolve(raw_recipe(few))
+    assert (recipe.model.path, recipe.data.suite, recipe.data.train_limit) == (
+        "tiny",
+        "trace-mini",
+        8,
+    )
+    assert (recipe.tasks.epochs, recipe.tasks.prompt_tokens, recipe.optimizer.lr) == (1, 80, 5e-4)
+    file = tmp_path / "few.yaml"
+    file.write_text(yaml.safe_dump(few))
+    assert resolve(raw_recipe(str(file))) == recipe
+
+
+def test_a_file_on_another_suite_has_the_default_model(tmp_path):
+    (tmp_path / "trace.yaml").write_text("data: {path: /data}\noptimizer:\n")
+    recipe = resolve(raw_recipe(str(tmp_path / "trace.yaml")))
+    assert "TinyLlama" in recipe.model.path
+    assert (recipe.data.suite, recipe.optimizer.lr, recipe.tasks.epochs) == ("trace", 1e-5, None)
+
+
 def test_options_win_over_a_named_recipe_and_set_over_options():
     raw = raw_recipe("table2-mofo", model="/m", data="/d", assignments=["model.path=/n"])
     recipe = resolve(raw)
