@@ -7,7 +7,8 @@ import math
 import pytest
 
 from cl_mofo.compat import repair_torchvision
-from cl_mofo.mini import ANSWER_TOKENS, PROMPT_TOKENS, TASKS, records, tiny_path
+from cl_mofo.mini import TASKS, records, tiny_path
+from cl_mofo.recipes import read_recipe
 
 repair_torchvision()
 import torch  # noqa: E402
@@ -60,13 +61,15 @@ def test_special_tokens_and_digits(tokenizer):
 
 
 def test_budgets_hold_for_other_seeds_and_are_not_idle(tokenizer):
+    budgets = read_recipe("trace-mini")["tasks"]
+    answers = budgets["answer_tokens"]
     longest = dict.fromkeys(TASKS, 0)
     for seed in range(4):
         for task, splits in records(seed).items():
             for row in (row for rows in splits.values() for row in rows):
-                assert len(ids(tokenizer, row["prompt"])) + 1 <= PROMPT_TOKENS
+                assert len(ids(tokenizer, row["prompt"])) + 1 <= budgets["prompt_tokens"]
                 longest[task] = max(longest[task], len(ids(tokenizer, row["answer"])) + 1)
-    assert all(longest[task] <= ANSWER_TOKENS[task] <= longest[task] + 8 for task in TASKS)
+    assert all(longest[task] <= answers[task] <= longest[task] + 8 for task in TASKS)
 
 
 def test_the_folder_is_small_and_a_plain_llama(model):

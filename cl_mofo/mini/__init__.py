@@ -19,21 +19,6 @@ from cl_mofo.mini.world import MAKERS, Record, splits
 TASKS: tuple[str, ...] = tuple(MAKERS)
 """The tasks in TRACE's order."""
 
-PROMPT_TOKENS = 80
-"""A budget that cuts no prompt, in `tiny`'s tokens, the BOS token counted."""
-
-ANSWER_TOKENS: dict[str, int] = {
-    "C-STANCE": 4,
-    "FOMC": 4,
-    "MeetingBank": 24,
-    "Py150": 20,
-    "ScienceQA": 18,
-    "NumGLUE-cm": 4,
-    "NumGLUE-ds": 4,
-    "20Minuten": 32,
-}
-"""Budgets that cut no answer, in `tiny`'s tokens, the EOS token counted."""
-
 
 def records(
     seed: int = 0, train: int = 128, eval: int = 32, test: int = 40
