@@ -145,7 +145,7 @@ def test_without_options_the_embedded_suite_and_model_run():
     recipe = resolve(raw_recipe())
     assert (recipe.model.path, recipe.data.suite, recipe.strategy) == ("tiny", "trace-mini", "mofo")
     assert recipe.optimizer.lr == 5e-4
-    assert recipe.tasks.epochs == 4
+    assert recipe.tasks.epochs == 3
 
 
 @pytest.mark.parametrize(
