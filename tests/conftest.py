@@ -12,10 +12,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import ModelConfig
 from cl_mofo.model import LanguageModel, load_model
 
 torch.set_num_threads(1)
+repair_torchvision()  # before any test file imports avalanche
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
