@@ -21,8 +21,7 @@ from cl_mofo.folder import RunFolder
 from cl_mofo.manifest import manifest, now
 from cl_mofo.observer import Observer
 from cl_mofo.recipes import raw_recipe, to_mapping
-from cl_mofo.resolve import resolve
-from cl_mofo.strategy import compose, parse_names
+from cl_mofo.resolve import resolve, strategies_of
 
 if TYPE_CHECKING:
     from cl_mofo.model import LanguageModel
@@ -54,9 +53,7 @@ def run(
     plans = plan_tasks(recipe, known)
     RunFolder.check(out)
     records, hashes = load_suite(recipe.data, [plan.task.name for plan in plans])
-    strategies = compose(
-        known.strategy(name)(recipe.strategies[name]) for name in parse_names(recipe.strategy)
-    )
+    strategies = strategies_of(recipe, known)
     seed_everything(recipe.seed, deterministic=recipe.deterministic)
     observer = observer or Observer()
     observer.loading(recipe)

@@ -168,10 +168,24 @@ def raw_recipe(
         if (of_suite if key in SUITE_KEYS else of_model)
     }
     merged = _merge(base | {"data": {"suite": suite}, "model": {"path": path}}, merged)
-    listed = merged.get("imports")
-    if imports and isinstance(listed, (list, type(None))):
-        merged["imports"] = list(dict.fromkeys([*map(str, listed or ()), *map(str, imports)]))
+    if imports:
+        listed = [*import_paths(merged.get("imports")), *import_paths(imports)]
+        merged["imports"] = [str(path) for path in dict.fromkeys(listed)]
     return merged
+
+
+def import_paths(value: Any) -> tuple[Path, ...]:
+    """Return the files that `imports` names, one or several, as absolute paths.
+
+    Raises:
+        UserError: it names something else.
+    """
+    if value is None:
+        return ()
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(item, (str, Path)) for item in listed):
+        raise UserError(f"recipe key imports: Python files were expected, not {brief(value)}")
+    return tuple(Path(item).resolve() for item in listed)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,10 +205,11 @@ def _section(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _refuse_code(
     recipe: Mapping[str, Any], asked: Mapping[str, Any], imports: Sequence[Path]
 ) -> None:
-    listed = recipe.get("imports") or []
-    allowed = {Path(path).resolve() for path in imports}
-    for path in listed if isinstance(listed, list) else [listed]:
-        if Path(str(path)).resolve() not in allowed:
+    allowed = import_paths(imports)
+    listed = recipe.get("imports")
+    written = listed if isinstance(listed, list) else [listed]
+    for path, found in zip(written, import_paths(listed), strict=False):
+        if found not in allowed:
             raise UserError(
                 f"the recipe asks to run {path}. That is code: read it, and allow it with "
                 f"--import {path}"

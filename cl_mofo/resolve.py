@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
@@ -14,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from cl_mofo.config import PROTOCOLS, Recipe, Section
 from cl_mofo.discovery import Registry, registry
 from cl_mofo.errors import UserError, closest, hint, nearest
-from cl_mofo.strategy import compose, parse_names
+from cl_mofo.recipes import import_paths
+from cl_mofo.strategy import Strategy, compose, parse_names
 
 RESERVED = {"strategies"}
 
@@ -28,7 +28,7 @@ def resolve(raw: Mapping[str, Any]) -> Recipe:
     """
     if not isinstance(raw, Mapping):
         raise UserError(f"a recipe is a mapping of keys, not {brief(raw)}")
-    imports = _imports(raw.get("imports"))
+    imports = import_paths(raw.get("imports"))
     known = registry(imports)
     strategies = {k: v for k, v in raw.items() if isinstance(k, str) and k in known.strategies}
     core = {k: v for k, v in raw.items() if k not in strategies}
@@ -46,17 +46,18 @@ def resolve(raw: Mapping[str, Any]) -> Recipe:
     problems += _check_names(core, known)
     if problems or recipe is None:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    compose(known.strategy(n)(recipe.strategies[n]) for n in parse_names(recipe.strategy))
+    strategies_of(recipe, known)
     return recipe
 
 
-def _imports(value: Any) -> tuple[Path, ...]:
-    if value is None:
-        return ()
-    listed = value if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(item, (str, Path)) for item in listed):
-        raise UserError(f"recipe key imports: Python files were expected, not {brief(value)}")
-    return tuple(Path(item).resolve() for item in listed)
+def strategies_of(recipe: Recipe, known: Registry) -> tuple[Strategy, ...]:
+    """Make the recipe's strategies, with their settings, in their order of acting.
+
+    Raises:
+        UserError: a strategy is unknown, or two cannot be combined.
+    """
+    names = parse_names(recipe.strategy)
+    return compose(known.strategy(name)(recipe.strategies[name]) for name in names)
 
 
 def _with_protocol(core: Mapping[str, Any]) -> dict[str, Any]:

@@ -211,6 +211,10 @@ def test_code_runs_only_if_the_command_line_says_so(tmp_path):
         raw_recipe(str(recipe))
     allowed = resolve(raw_recipe(str(recipe), imports=[tmp_path / "mine.py"]))
     assert allowed.imports == (tmp_path / "mine.py",)
+    (tmp_path / "more.py").write_text("y = 2\n")
+    recipe.write_text(f"imports: {tmp_path / 'mine.py'}\n")  # one file, not a list of them
+    both = [tmp_path / "mine.py", tmp_path / "more.py"]
+    assert resolve(raw_recipe(str(recipe), imports=both)).imports == tuple(both)
     recipe.write_text("model: {path: x, trust_remote_code: true}\n")
     with pytest.raises(UserError, match="trust_remote_code=true"):
         raw_recipe(str(recipe))
