@@ -52,7 +52,7 @@ def run(
     known = registry(recipe.imports)
     plans = plan_tasks(recipe, known)
     RunFolder.check(out)
-    records, hashes = load_suite(recipe.data, [plan.task.name for plan in plans])
+    suite = load_suite(recipe.data, [plan.task.name for plan in plans])
     strategies = strategies_of(recipe, known)
     seed_everything(recipe.seed, deterministic=recipe.deterministic)
     observer = observer or Observer()
@@ -68,10 +68,10 @@ def run(
     folder = RunFolder(out, recipe.strategy)
     try:
         folder.write_yaml("recipe.yaml", to_mapping(recipe))
-        record = manifest(hashes, _identity(recipe, language_model))
+        record = manifest(suite.hashes, _identity(recipe, language_model))
         folder.write_json("manifest.json", record)
         results = TaskSequence(
-            recipe, plans, records, strategies, language_model, folder, observer
+            recipe, plans, suite, strategies, language_model, folder, observer
         ).learn()
         folder.write_json("manifest.json", record | {"finished": now()})
     except BaseException as error:

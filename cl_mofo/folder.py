@@ -4,6 +4,7 @@ recipe.yaml        what was asked, every default filled in
 manifest.json      versions, commit, data hashes, hardware, start and stop
 metrics.parquet    one row per optimizer step
 predictions/<after>/<task>.jsonl   one line per test example
+strategies/<after>.json   what strategies say of a task they have learned
 results.json       scores, OP and BWT; rewritten after every task
 figures/*.png      the matrix as a heat map, OP and BWT over tasks
 model/             the final weights, as safetensors
@@ -86,6 +87,11 @@ class RunFolder:
         """Write one JSON line per test example."""
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         self._replace(f"predictions/{after}/{task}.jsonl", "\n".join(lines) + "\n")
+
+    def write_record(self, after: str, record: Mapping[str, Any]) -> None:
+        """Write what strategies say of the task just learned, if they say anything."""
+        if record:
+            self.write_json(f"strategies/{after}.json", record)
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the per-step figures."""

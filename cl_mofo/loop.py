@@ -2,9 +2,12 @@
 
 This is the whole of it, with every place a strategy may act and the Avalanche callbacks around::
 
+    strategy.adapt_model(language_model)
+    optimizer = strategy.make_optimizer(...)
     for experience in stream:                          # a task; [before|after]_training_exp
+        stages = strategy.stages(loop, [the task's rows])
         strategy.before_experience(loop)
-        for epoch in range(epochs):                    # [before|after]_training_epoch
+        for epoch in stages:                           # [before|after]_training_epoch
             for batch in epoch:                        # [before|after]_training_iteration
                 strategy.before_step(loop)
                 for micro_batch in batch:
@@ -15,6 +18,7 @@ This is the whole of it, with every place a strategy may act and the Avalanche c
                 clip; optimizer.step()                 # [before|after]_update
                 strategy.after_step(loop)
         strategy.after_experience(loop)
+        strategy.before_evaluation(loop); score; strategy.after_evaluation(loop)
 
 One training iteration is one optimizer step on a global batch. Avalanche plugins that only look
 (loggers, loss metrics, whatever calls `stop_training`) work in it; after an iteration `loss` is the
@@ -24,9 +28,11 @@ scored by `cl_mofo.evaluation`.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,11 +40,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import Recipe
-from cl_mofo.data.batches import MicroBatch, epoch_order, micro_batches
+from cl_mofo.data.batches import MicroBatch, micro_batches
 from cl_mofo.data.plan import TaskPlan
+from cl_mofo.data.records import Record
+from cl_mofo.data.stages import Stage
 from cl_mofo.data.tokenise import Encoder, Example
 from cl_mofo.errors import TrainingError
-from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
+from cl_mofo.model import LanguageModel, summed_loss, supervised_logits, without_dropout
+from cl_mofo.resume import Position, loop_state, set_loop_state
 from cl_mofo.schedule import lr_factor
 from cl_mofo.strategy import Strategy
 
@@ -73,14 +82,19 @@ class Loop(SupervisedTemplate):
         plans: the tasks; experience i of a benchmark is `plans[i]`.
         recipe: batch, schedule, seed and the rest.
         strategies: in their order of acting (`cl_mofo.strategy.compose`).
+        auxiliary: rows of no task, for replay.
         plugins: Avalanche plugins.
         evaluator: an Avalanche `EvaluationPlugin`, with loss metrics and loggers; none by default.
 
-    What hooks may read and change: `model`, `optimizer`, `plan`, `examples` (the task's encoded
-    training split), `epoch`, `step` and `total_steps` (of this task), `global_step`, `lr`, the
-    gradients in `model`, and after a step `step_loss` (mean per supervised token), `grad_norm`
-    (before clipping), `step_supervised` (tokens learned), `step_tokens` (all that are no padding)
-    and `step_positions` (computed, padding included).
+    What hooks may read and change: `model`, `trainable` (its trained parameters by name),
+    `optimizer`, `plan`, `examples` (the task's encoded training split), `stage`, `epoch`, `step`
+    and `total_steps` (of this task), `global_step`, `lr`, the gradients in `model`, `figures` (of
+    this step, for the record), and after a step `step_loss` (mean per supervised token),
+    `grad_norm` (before clipping), `step_supervised` (tokens learned), `step_tokens` (all that are
+    no padding) and `step_positions` (computed, padding included).
+
+    `state_dict` and `load_state_dict` hold all a run needs to go on between any two steps; the next
+    `train` must then get the experience that was under way.
     """
 
     def __init__(
@@ -90,6 +104,7 @@ class Loop(SupervisedTemplate):
         plans: Sequence[TaskPlan],
         recipe: Recipe,
         strategies: Sequence[Strategy],
+        auxiliary: Sequence[Record] = (),
         plugins: Sequence[Any] = (),
         evaluator: Any = None,
     ) -> None:
@@ -97,48 +112,94 @@ class Loop(SupervisedTemplate):
         self.plans = tuple(plans)
         self.recipe = recipe
         self.strategies = tuple(strategies)
+        self.auxiliary = tuple(auxiliary)
         self.plan = self.plans[0]
+        self.pad = language_model.tokenizer.eos_token_id
         self.examples: list[Example] = []
-        self.epoch = self.step = self.total_steps = self.global_step = 0
+        self.stages: list[Stage] = []
+        self.epoch = self.batch = self.step = self.total_steps = self.global_step = 0
+        self.resumed: Position | None = None
         self.lr = self.grad_norm = 0.0
+        self.figures: dict[str, float] = {}
         self.step_loss = torch.zeros(())
         self.step_supervised = self.step_tokens = self.step_positions = 0
         self.micro_batch: MicroBatch | None = None
+        for strategy in self.strategies:
+            strategy.adapt_model(language_model)
+        self.trainable = {
+            name: parameter
+            for name, parameter in language_model.module.named_parameters()
+            if parameter.requires_grad
+        }
         super().__init__(
             model=language_model.module,
-            optimizer=self._fresh_optimizer(language_model.module),
+            optimizer=self._fresh_optimizer(),
             train_mb_size=recipe.optimizer.batch_size,
             device=language_model.device,
             plugins=list(plugins),
             evaluator=evaluator or _no_metrics(),
         )
 
-    def _fresh_optimizer(self, module: torch.nn.Module) -> torch.optim.Optimizer:
-        parameters = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-        owner = next((s for s in self.strategies if "optimizer" in s.phases), Strategy())
-        return owner.make_optimizer(parameters, self.recipe.optimizer)
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        owner = self._owner("optimizer")
+        return owner.make_optimizer(list(self.trainable.items()), self.recipe.optimizer)
+
+    def _owner(self, phase: str) -> Strategy:
+        return next((s for s in self.strategies if phase in s.phases), Strategy())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the model's weights under their names in its checkpoint, adapters merged."""
+        return self._owner("model").weights(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a run needs to go on from here, between two steps."""
+        return loop_state(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned, in a loop made from the same recipe.
+
+        Raises:
+            ValueError: the state is another recipe's: other strategies, or other parameters.
+        """
+        set_loop_state(self, state)
 
     # Experience: data, optimizer and counters.
+
+    def encoded(self, records: Sequence[Record], plan: TaskPlan | None = None) -> list[Example]:
+        """Encode records within a task's budgets, or within the largest of all tasks'."""
+        plan = plan or dataclasses.replace(
+            self.plan,
+            prompt_tokens=max(p.prompt_tokens for p in self.plans),
+            answer_tokens=max(p.answer_tokens for p in self.plans),
+        )
+        encoder = encoder_for(self.language_model, plan, self.recipe)
+        return [encoder.encode(record["prompt"], record["answer"]) for record in records]
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Encode the experience's records; `batches` draws them anew each epoch."""
         self.plan = self.plans[self.experience.current_experience]
-        encoder = encoder_for(self.language_model, self.plan, self.recipe)
-        self.pad = encoder.eos
-        rows = (self.adapted_dataset[i] for i in range(len(self.adapted_dataset)))
-        self.examples = [encoder.encode(row["prompt"], row["answer"]) for row in rows]
-        self.train_epochs = self.plan.epochs
-        self.epoch = self.step = 0
-        per_epoch = math.ceil(len(self.examples) / self.recipe.optimizer.batch_size)
-        self.total_steps = per_epoch * self.plan.epochs
+        rows = self.adapted_dataset
+        self.examples = self.encoded([rows[i] for i in range(len(rows))], self.plan)
+        self.stages = [Stage("task", self.examples, self.plan.epochs)]
+        for strategy in self.strategies:
+            self.stages = strategy.stages(self, self.stages)
+        size = self.recipe.optimizer.batch_size
+        self.total_steps = sum(stage.steps(size) for stage in self.stages)
+        self.epoch = self.batch = self.step = 0
+        if self.resumed is not None:
+            self.resumed.set(self)
+        self.train_epochs = sum(stage.epochs for stage in self.stages) - self.epoch
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Keep the optimizer across tasks, or start each task with a fresh one (`reset`)."""
-        if self.recipe.optimizer.reset and self.global_step > 0:
-            self.optimizer = self._fresh_optimizer(self.model)
+        if self.recipe.optimizer.reset and self.global_step > 0 and self.resumed is None:
+            self.optimizer = self._fresh_optimizer()
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
+        if self.resumed is not None:
+            self.resumed = None
+            return
         for strategy in self.strategies:
             strategy.before_experience(self)
 
@@ -147,6 +208,17 @@ class Loop(SupervisedTemplate):
         for strategy in self.strategies:
             strategy.after_experience(self)
         super()._after_training_exp(**kwargs)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let strategies prepare the model for answering, and undo it."""
+        for strategy in self.strategies:
+            strategy.before_evaluation(self)
+        try:
+            yield
+        finally:
+            for strategy in reversed(self.strategies):
+                strategy.after_evaluation(self)
 
     def _refuse_broken_weights(self) -> None:
         """Catch what the last step's update did: no later gradient would show it."""
@@ -157,22 +229,34 @@ class Loop(SupervisedTemplate):
                 f"Lower optimizer.lr"
             )
 
+    @property
+    def stage(self) -> Stage:
+        """The stage that the present epoch belongs to."""
+        epoch = self.epoch
+        for stage in self.stages:
+            if epoch < stage.epochs:
+                return stage
+            epoch -= stage.epochs
+        return self.stages[-1]
+
     def batches(self) -> Iterator[list[MicroBatch]]:
-        """Yield this epoch's steps, each as micro-batches; the last may be a short one."""
-        order = epoch_order(
-            [len(example) for example in self.examples],
+        """Yield this epoch's steps from `batch` on, each as micro-batches."""
+        drawn = self.stage.batches(
             self.recipe.optimizer.batch_size,
             (self.recipe.seed, self.experience.current_experience, self.epoch),
             group_by_length=self.recipe.training.group_by_length,
         )
-        for indices in order:
-            yield micro_batches(
-                self.examples,
-                indices,
-                self.recipe.training.micro_batch_size,
-                self.pad,
-                sort=self.recipe.training.loss == "tokens",
-            )
+        for examples in drawn[self.batch :]:
+            yield self.micro_batches(examples)
+
+    def micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        """Split examples into forward passes."""
+        return micro_batches(
+            examples,
+            self.recipe.training.micro_batch_size,
+            self.pad,
+            sort=self.recipe.training.loss == "tokens",
+        )
 
     # One epoch of steps.
 
@@ -181,6 +265,7 @@ class Loop(SupervisedTemplate):
         for batch in self.batches():
             if self._stop_training:
                 break
+            self.figures = {}
             self._before_training_iteration(**kwargs)
             for strategy in self.strategies:
                 strategy.before_step(self)
@@ -192,11 +277,13 @@ class Loop(SupervisedTemplate):
             self._after_update(**kwargs)
             for strategy in self.strategies:
                 strategy.after_step(self)
+            self.batch += 1
             self.step += 1
             self.global_step += 1
             self.loss = self.step_loss  # what Avalanche's loss metrics read
             self._after_training_iteration(**kwargs)
         self.epoch += 1
+        self.batch = 0
 
     def _accumulate(self, batch: Sequence[MicroBatch], **kwargs: Any) -> None:
         self.optimizer.zero_grad()
@@ -226,6 +313,24 @@ class Loop(SupervisedTemplate):
         if self.recipe.training.loss == "micro_batches":
             return max(1, micro.supervised) * micro_batches_in_step
         return max(1, self.step_supervised)
+
+    def gradient(self, batch: Sequence[MicroBatch]) -> float:
+        """Put the gradient of a batch's mean loss per supervised token where a step's would be.
+
+        For measuring between steps, without dropout: earlier gradients are dropped.
+
+        Returns:
+            the loss, in nats.
+        """
+        self.optimizer.zero_grad()
+        supervised = max(1, sum(micro.supervised for micro in batch))
+        total = torch.zeros((), device=self.device)
+        with without_dropout(self.model):
+            for micro in batch:
+                loss = self.loss_on(micro.to(self.device))[1] / supervised
+                loss.backward()
+                total += loss.detach()
+        return total.item()
 
     def loss_on(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a micro-batch's logits and its loss summed over supervised tokens."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,20 @@ def check_positions(language_model: LanguageModel, tokens: int, where: str) -> N
             f"{where}: prompt and answer may take {tokens} tokens, but the model has {limit} "
             f"positions; lower tasks.prompt_tokens or tasks.answer_tokens"
         )
+
+
+@contextmanager
+def without_dropout(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, but that gradient checkpointing, which asks for training mode, goes on."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    for part, was_training in modes:
+        part.training = was_training and getattr(part, "gradient_checkpointing", False)
+    try:
+        yield
+    finally:
+        for part, was_training in modes:
+            part.training = was_training
 
 
 def supervised_logits(module: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:

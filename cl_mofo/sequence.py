@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cl_mofo.config import Recipe
 from cl_mofo.data.benchmark import make_benchmark
 from cl_mofo.data.plan import TaskPlan
-from cl_mofo.data.records import Record, Splits
+from cl_mofo.data.records import Record
+from cl_mofo.data.suites import Suite
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.errors import TrainingError
 from cl_mofo.evaluation import ResultMatrix, mark_unfinished, score
@@ -31,20 +32,23 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def distance(module: torch.nn.Module, start: Mapping[str, torch.Tensor]) -> float:
+def distance(weights: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> float:
     """Return the mean over parameter tensors of ||theta - theta_0|| / ||theta_0||.
 
     MoFO paper (arXiv 2407.20999), appendix C.4. A tensor that starts at zero has no relative
     change and is left out.
     """
     changes = []
-    for name, parameter in module.named_parameters():
-        origin = start[name]
+    for name, origin in start.items():
         norm = origin.norm().item()
         if norm > 0:
-            moved = (parameter.detach().to("cpu", origin.dtype) - origin).norm().item()
+            moved = (weights[name].to("cpu", origin.dtype) - origin).norm().item()
             changes.append(moved / norm)
     return math.fsum(changes) / len(changes)
+
+
+def _after(learned: int, plan: TaskPlan) -> str:
+    return f"{learned:02d}-{plan.task.name}"
 
 
 class TaskSequence:
@@ -53,7 +57,7 @@ class TaskSequence:
     Args:
         recipe: the whole recipe.
         plans: the tasks in their order.
-        records: their records.
+        suite: their records.
         strategies: in their order of acting.
         language_model: trained in place.
         folder: where results go.
@@ -64,21 +68,22 @@ class TaskSequence:
         self,
         recipe: Recipe,
         plans: Sequence[TaskPlan],
-        records: Mapping[str, Splits],
+        suite: Suite,
         strategies: Sequence[Strategy],
         language_model: LanguageModel,
         folder: RunFolder,
         observer: Observer,
     ) -> None:
-        self.recipe, self.plans, self.records = recipe, plans, records
+        self.recipe, self.plans, self.records = recipe, plans, suite.records
         self.language_model, self.folder, self.observer = language_model, folder, observer
-        self.benchmark = make_benchmark(records)
+        self.benchmark = make_benchmark(suite.records)
         self.steps = StepLog(observer)
         self.loop = Loop(
             language_model=language_model,
             plans=plans,
             recipe=recipe,
             strategies=strategies,
+            auxiliary=suite.auxiliary,
             plugins=[self.steps],
         )
         empty: list[None] = [None] * len(plans)
@@ -108,8 +113,7 @@ class TaskSequence:
         start: dict[str, torch.Tensor] = {}
         if self.recipe.evaluation.distance:
             start = {
-                name: parameter.detach().to("cpu", copy=True)
-                for name, parameter in self.language_model.module.named_parameters()
+                name: tensor.to("cpu", copy=True) for name, tensor in self.loop.weights().items()
             }
         if self.recipe.evaluation.initial:
             initial: list[float | None] = [None] * len(plans)
@@ -125,8 +129,9 @@ class TaskSequence:
             self.loop.train(experience, eval_streams=[])
             self.seconds["training"] += time.perf_counter() - began
             self.learned = i + 1
+            folder.write_record(_after(self.learned, plan), self._records())
             if start:
-                self.distances.append(distance(self.language_model.module, start))
+                self.distances.append(distance(self.loop.weights(), start))
             tested = range(len(plans)) if self.recipe.evaluation.tasks == "all" else range(i + 1)
             self._evaluate(i + 1, tested, self.scores[i], self.metrics[i], self.losses[i])
             self.observer.measured(self._write())
@@ -148,8 +153,20 @@ class TaskSequence:
     ) -> None:
         """Answer and score the tasks in `tested`, and fill one row of each matrix."""
         began = time.perf_counter()
+        with self.loop.evaluating():
+            self._answer(learned, tested, scores, metrics, losses)
+        self.seconds["evaluation"] += time.perf_counter() - began
+
+    def _answer(
+        self,
+        learned: int,
+        tested: Sequence[int],
+        scores: list[float | None],
+        metrics: list[Any],
+        losses: list[float | None],
+    ) -> None:
         settings = self.recipe.evaluation
-        after = f"{learned:02d}-{self.plans[learned - 1].task.name}" if learned else "00-initial"
+        after = _after(learned, self.plans[learned - 1]) if learned else "00-initial"
         for j in tested:
             plan = self.plans[j]
             rows = self.records[plan.task.name][settings.split]
@@ -187,7 +204,6 @@ class TaskSequence:
                 ),
             )
             self.folder.log.info("after %s: %s %s", after, plan.task.name, metrics[j])
-        self.seconds["evaluation"] += time.perf_counter() - began
 
     def _loss(self, plan: TaskPlan, encoder: Encoder, rows: Sequence[Record]) -> float:
         loss = answer_loss(self.language_model, encoder, rows, self.recipe.evaluation)
@@ -243,9 +259,14 @@ class TaskSequence:
     def _save_model(self) -> None:
         target = self.folder.path / "model"
         partial = self.folder.path / "model.partial"
-        self.language_model.module.save_pretrained(partial)
+        self.language_model.module.save_pretrained(partial, state_dict=self.loop.weights())
         self.language_model.tokenizer.save_pretrained(partial)
         shutil.move(partial, target)
+        for strategy in self.loop.strategies:
+            strategy.export(self.loop, self.folder.path)
+
+    def _records(self) -> dict[str, Any]:
+        return {s.name: record for s in self.loop.strategies if (record := s.record())}
 
     def _draw(self, results: Mapping[str, Any]) -> None:
         figures = self.folder.path / "figures"

@@ -19,9 +19,10 @@ from avalanche.core import SupervisedPlugin  # noqa: E402
 class StepLog(SupervisedPlugin):
     """Keep rows of step figures.
 
-    Each row: task, epoch (from 0), step (of the task, from 1), global_step, lr, loss (nats, mean
-    per supervised token), grad_norm (before clipping), supervised (tokens learned), tokens (all
-    that are no padding), positions (computed, padding included), seconds.
+    Each row: task, stage (of the task), epoch (from 0), step (of the task, from 1), global_step,
+    lr, loss (nats, mean per supervised token), grad_norm (before clipping), supervised (tokens
+    learned), tokens (all that are no padding), positions (computed, padding included), seconds,
+    and what strategies put into `Loop.figures`.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -42,6 +43,7 @@ class StepLog(SupervisedPlugin):
         self.rows.append(
             {
                 "task": strategy.plan.task.name,
+                "stage": strategy.stage.name,
                 "epoch": strategy.epoch,
                 "step": strategy.step,
                 "global_step": strategy.global_step,
@@ -52,6 +54,7 @@ class StepLog(SupervisedPlugin):
                 "tokens": strategy.step_tokens,
                 "positions": strategy.step_positions,
                 "seconds": time.perf_counter() - self._began,
+                **strategy.figures,
             }
         )
         self.observer.stepped(strategy)

@@ -3,13 +3,16 @@
 A strategy acts at named places of the loop (`cl_mofo.loop` shows them all). Which places it uses is
 its `phases`; a combination acts phase by phase in the order below, however its name was written:
 
-    model      adapters                                    one at most
+    model      adapters: which parameters are trained      one at most
     optimizer  the base optimizer, or a filter around it   one at most
-    data       replay
+    data       what is learned beside the task's own rows  one at most
+    update     which parameters a step may move, drawn before its gradients
     penalty    terms added to the gradient
     projection the gradient after all penalties            one at most
-    update     masks over the update
     end        memories and statistics after a task
+
+Penalties and projections thus see only the parameters that the step may move, and an optimizer that
+filters by momentum sees the gradient that all others have left.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cl_mofo.errors import UserError
@@ -26,10 +30,12 @@ if TYPE_CHECKING:
 
     from cl_mofo.config import OptimizerConfig
     from cl_mofo.data.batches import MicroBatch
+    from cl_mofo.data.stages import Stage
     from cl_mofo.loop import Loop
+    from cl_mofo.model import LanguageModel
 
-PHASES = ("model", "optimizer", "data", "penalty", "projection", "update", "end")
-EXCLUSIVE = frozenset({"model", "optimizer", "projection"})
+PHASES = ("model", "optimizer", "data", "update", "penalty", "projection", "end")
+EXCLUSIVE = frozenset({"model", "optimizer", "data", "projection"})
 
 
 class Strategy:
@@ -49,6 +55,13 @@ class Strategy:
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
+
+    def adapt_model(self, language_model: LanguageModel) -> None:
+        """Change the model, and say by `requires_grad` what is trained (phase `model`)."""
+
+    def weights(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Return the model's weights under their names in its checkpoint (phase `model`)."""
+        return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
     def make_optimizer(
         self, named_parameters: Sequence[tuple[str, torch.nn.Parameter]], settings: OptimizerConfig
@@ -72,6 +85,10 @@ class Strategy:
             fused=True,
         )
 
+    def stages(self, loop: Loop, stages: list[Stage]) -> list[Stage]:
+        """Return what a task's steps run over, given its own rows as one stage (phase `data`)."""
+        return stages
+
     def before_experience(self, loop: Loop) -> None:
         """Act before a task's first step, with the task's data loaded."""
 
@@ -83,13 +100,29 @@ class Strategy:
         return loss
 
     def on_gradients(self, loop: Loop) -> None:
-        """Act on the whole global batch's gradients, once per step, before clipping."""
+        """Act on the whole global batch's gradients, once per step, before clipping.
+
+        Figures put into `loop.figures` go to the run's `metrics.parquet`.
+        """
 
     def after_step(self, loop: Loop) -> None:
         """Act after the optimizer's step."""
 
     def after_experience(self, loop: Loop) -> None:
         """Act after a task's last step, at the weights it ends with, before evaluation."""
+
+    def before_evaluation(self, loop: Loop) -> None:
+        """Act before test sets are answered."""
+
+    def after_evaluation(self, loop: Loop) -> None:
+        """Undo what `before_evaluation` did."""
+
+    def export(self, loop: Loop, folder: Path) -> None:
+        """Write what belongs beside the final weights into the run's folder."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what the run folder should say of the task just learned, as JSON can hold it."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: tensors, and values that JSON can hold."""

@@ -305,9 +305,9 @@ def test_distance_is_the_mean_relative_change():
     with torch.no_grad():
         module.weight.add_(torch.tensor([[0.3, 0.4]]))  # 0.5 of 5: a tenth
         module.bias.add_(1.0)  # 1 of 2: a half
-    assert distance(module, start) == pytest.approx((0.1 + 0.5) / 2)
+    assert distance(dict(module.named_parameters()), start) == pytest.approx((0.1 + 0.5) / 2)
     start["bias"] = torch.zeros(1)
-    assert distance(module, start) == pytest.approx(0.1)
+    assert distance(dict(module.named_parameters()), start) == pytest.approx(0.1)
 
 
 def test_a_users_own_suite_runs(tmp_path):

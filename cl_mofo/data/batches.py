@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -104,20 +105,19 @@ def epoch_order(
 
 
 def micro_batches(
-    examples: Sequence[Example], indices: Sequence[int], size: int, pad: int, *, sort: bool = True
+    examples: Sequence[Example], size: int, pad: int, *, sort: bool = True
 ) -> list[MicroBatch]:
     """Split a step's examples into forward passes.
 
     Args:
-        examples: a task's examples.
-        indices: those of the step, in the order drawn.
+        examples: those of the step, in the order drawn.
         size: most examples in a forward pass.
         pad: the id that fills.
         sort: put similar lengths together, which pads less. Not where the loss is a mean over
             micro-batches: there, which examples meet in one decides their weight.
     """
-    ordered = sorted(indices, key=lambda i: -len(examples[i])) if sort else indices
-    return [collate([examples[i] for i in part], pad) for part in _chunks(ordered, size)]
+    ordered = sorted(examples, key=lambda e: -len(e)) if sort else examples
+    return [collate(part, pad) for part in _chunks(ordered, size)]
 
 
 def sorted_chunks(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -125,5 +125,8 @@ def sorted_chunks(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     yield from _chunks(sorted(range(len(lengths)), key=lambda i: -lengths[i]), size)
 
 
-def _chunks(items: Sequence[int], size: int) -> list[list[int]]:
+T = TypeVar("T")
+
+
+def _chunks(items: Sequence[T], size: int) -> list[list[T]]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]

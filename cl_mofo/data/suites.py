@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from cl_mofo.config import EMBEDDED, DataConfig
 from cl_mofo.data.records import Record, Splits, fingerprint, read_folder
@@ -10,13 +11,23 @@ from cl_mofo.errors import UserError
 from cl_mofo.paths import expand
 
 
-def load_suite(
-    data: DataConfig, tasks: Sequence[str]
-) -> tuple[dict[str, Splits], Mapping[str, str]]:
-    """Load the tasks' records, the first `*_limit` of each split, and the hashes of all of them.
+@dataclass(frozen=True)
+class Suite:
+    """What a run learns from.
 
-    Returns:
-        {task: {"train" | "eval" | "test": records}}, {file or split: SHA-256 before limits}
+    Args:
+        records: {task: {"train" | "eval" | "test": records}}.
+        auxiliary: rows of no task, which replay may use; none where the suite has none.
+        hashes: {file or split: SHA-256 before limits}.
+    """
+
+    records: Mapping[str, Splits]
+    auxiliary: Sequence[Record]
+    hashes: Mapping[str, str]
+
+
+def load_suite(data: DataConfig, tasks: Sequence[str]) -> Suite:
+    """Load the tasks' records, the first `*_limit` of each split.
 
     Raises:
         UserError: the data are missing or wrong (see `read_folder`), or a path is missing or given
@@ -24,7 +35,7 @@ def load_suite(
     """
     if data.suite == EMBEDDED:
         records = _embedded(data, tasks)
-        hashes: Mapping[str, str] = fingerprint(records)
+        whole = Suite(records, (), fingerprint(records))
     else:
         if data.path is None:
             raise UserError(
@@ -32,13 +43,13 @@ def load_suite(
                 f"give --data PATH, or take the embedded suite with --set data.suite={EMBEDDED}"
             )
         folder = read_folder(expand(data.path), tasks)
-        records, hashes = folder.records, folder.hashes
+        whole = Suite(folder.records, folder.auxiliary, folder.hashes)
     limits = {"train": data.train_limit, "eval": data.eval_limit, "test": data.test_limit}
     limited: dict[str, Splits] = {
         task: {split: list(rows[: limits[split]]) for split, rows in splits.items()}
-        for task, splits in records.items()
+        for task, splits in whole.records.items()
     }
-    return limited, hashes
+    return Suite(limited, whole.auxiliary[: data.train_limit], whole.hashes)
 
 
 def _embedded(data: DataConfig, tasks: Sequence[str]) -> Mapping[str, Splits]:
