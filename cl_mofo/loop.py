@@ -29,27 +29,24 @@ scored by `cl_mofo.evaluation`.
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import Recipe
 from cl_mofo.data.batches import MicroBatch, micro_batches
 from cl_mofo.data.plan import TaskPlan
 from cl_mofo.data.records import Record
-from cl_mofo.data.stages import Stage
+from cl_mofo.data.stages import Stage, stage_of
 from cl_mofo.data.tokenise import Encoder, Example
-from cl_mofo.errors import TrainingError
 from cl_mofo.model import LanguageModel, summed_loss, supervised_logits, without_dropout
 from cl_mofo.resume import Position, loop_state, set_loop_state
-from cl_mofo.schedule import lr_factor
 from cl_mofo.strategy import Strategy
+from cl_mofo.update import refuse_broken_weights, update
 
 repair_torchvision()
 
@@ -204,7 +201,7 @@ class Loop(SupervisedTemplate):
             strategy.before_experience(self)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        self._refuse_broken_weights()
+        refuse_broken_weights(self)
         for strategy in self.strategies:
             strategy.after_experience(self)
         super()._after_training_exp(**kwargs)
@@ -220,24 +217,10 @@ class Loop(SupervisedTemplate):
             for strategy in reversed(self.strategies):
                 strategy.after_evaluation(self)
 
-    def _refuse_broken_weights(self) -> None:
-        """Catch what the last step's update did: no later gradient would show it."""
-        broken = [n for n, p in self.model.named_parameters() if not p.isfinite().all()]
-        if broken:
-            raise TrainingError(
-                f"task {self.plan.task.name}: after its last step {broken[0]} is not finite. "
-                f"Lower optimizer.lr"
-            )
-
     @property
     def stage(self) -> Stage:
         """The stage that the present epoch belongs to."""
-        epoch = self.epoch
-        for stage in self.stages:
-            if epoch < stage.epochs:
-                return stage
-            epoch -= stage.epochs
-        return self.stages[-1]
+        return stage_of(self.stages, self.epoch)
 
     def batches(self) -> Iterator[list[MicroBatch]]:
         """Yield this epoch's steps from `batch` on, each as micro-batches."""
@@ -273,7 +256,7 @@ class Loop(SupervisedTemplate):
             for strategy in self.strategies:
                 strategy.on_gradients(self)
             self._before_update(**kwargs)
-            self.optimizer_step()
+            update(self)
             self._after_update(**kwargs)
             for strategy in self.strategies:
                 strategy.after_step(self)
@@ -337,38 +320,3 @@ class Loop(SupervisedTemplate):
         with self.language_model.autocast():
             logits, labels = supervised_logits(self.model, micro)
         return logits, summed_loss(logits, labels)
-
-    def optimizer_step(self) -> None:
-        """Set the learning rate, look for non-finite gradients, clip, and step.
-
-        Raises:
-            TrainingError: a gradient is not finite; nothing has been changed.
-        """
-        settings = self.recipe.optimizer
-        warmup = int(settings.warmup_ratio * self.total_steps)
-        factor = lr_factor(settings.schedule, self.step, self.total_steps, warmup)
-        self.lr = settings.lr * factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-        trained = [p for p in self.model.parameters() if p.grad is not None]
-        norm = get_total_norm([p.grad for p in trained if p.grad is not None])
-        self.grad_norm = norm.item()
-        if not math.isfinite(self.grad_norm):
-            raise TrainingError(self._non_finite())
-        if settings.max_grad_norm is not None:
-            clip_grads_with_norm_(trained, settings.max_grad_norm, norm)
-        self.optimizer.step()
-
-    def _non_finite(self) -> str:
-        names = [
-            name
-            for name, parameter in self.model.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
-        ]
-        where = f"task {self.plan.task.name}, step {self.step + 1} of {self.total_steps}"
-        what = f"the gradient of {', '.join(names[:3])}" if names else "the gradients' norm"
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return (
-            f"{where}: {what}{more} is not finite (loss {self.step_loss.item():.4g}). Nothing was "
-            f"updated. Lower optimizer.lr, or compute in float32 (model.compute_dtype)"
-        )

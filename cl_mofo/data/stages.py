@@ -70,3 +70,12 @@ class Stage:
         rounds = math.ceil(count / len(self.memory))
         parts = [generator.permutation(len(self.memory)) for _ in range(rounds)]
         return [int(i) for i in np.concatenate(parts)[:count]]
+
+
+def stage_of(stages: Sequence[Stage], epoch: int) -> Stage:
+    """Return the stage that an epoch of a task belongs to; the last one, past all epochs."""
+    for stage in stages:
+        if epoch < stage.epochs:
+            return stage
+        epoch -= stage.epochs
+    return stages[-1]

@@ -1,0 +1,65 @@
+"""The update that ends a step: learning rate, clipping, the optimizer, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from cl_mofo.errors import TrainingError
+from cl_mofo.schedule import lr_factor
+
+if TYPE_CHECKING:
+    from cl_mofo.loop import Loop
+
+
+def update(loop: Loop) -> None:
+    """Set the learning rate, look for non-finite gradients, clip, and step.
+
+    Raises:
+        TrainingError: a gradient is not finite; nothing has been changed.
+    """
+    settings = loop.recipe.optimizer
+    warmup = int(settings.warmup_ratio * loop.total_steps)
+    factor = lr_factor(settings.schedule, loop.step, loop.total_steps, warmup)
+    loop.lr = settings.lr * factor
+    for group in loop.optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    moving = [p for p in loop.trainable.values() if p.grad is not None]
+    norm = get_total_norm([p.grad for p in moving if p.grad is not None])
+    loop.grad_norm = norm.item()
+    if not math.isfinite(loop.grad_norm):
+        raise TrainingError(_non_finite(loop))
+    if settings.max_grad_norm is not None:
+        clip_grads_with_norm_(moving, settings.max_grad_norm, norm)
+    loop.optimizer.step()
+
+
+def refuse_broken_weights(loop: Loop) -> None:
+    """Catch what a task's last step did to the weights: no later gradient would show it.
+
+    Raises:
+        TrainingError: a weight is not finite.
+    """
+    broken = [n for n, p in loop.model.named_parameters() if not p.isfinite().all()]
+    if broken:
+        raise TrainingError(
+            f"task {loop.plan.task.name}: after its last step {broken[0]} is not finite. "
+            f"Lower optimizer.lr"
+        )
+
+
+def _non_finite(loop: Loop) -> str:
+    names = [
+        name
+        for name, parameter in loop.trainable.items()
+        if parameter.grad is not None and not parameter.grad.isfinite().all()
+    ]
+    where = f"task {loop.plan.task.name}, step {loop.step + 1} of {loop.total_steps}"
+    what = f"the gradient of {', '.join(names[:3])}" if names else "the gradients' norm"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"{where}: {what}{more} is not finite (loss {loop.step_loss.item():.4g}). Nothing was "
+        f"updated. Lower optimizer.lr, or compute in float32 (model.compute_dtype)"
+    )
