@@ -5,7 +5,7 @@ its `phases`; a combination acts phase by phase in the order below, however its 
 
     model      adapters: which parameters are trained      one at most
     optimizer  the base optimizer, or a filter around it   one at most
-    data       what is learned beside the task's own rows  one at most
+    data       what is learned beside the task's own rows
     update     which parameters a step may move, drawn before its gradients
     penalty    terms added to the gradient
     projection the gradient after all penalties            one at most
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cl_mofo.model import LanguageModel
 
 PHASES = ("model", "optimizer", "data", "update", "penalty", "projection", "end")
-EXCLUSIVE = frozenset({"model", "optimizer", "data", "projection"})
+EXCLUSIVE = frozenset({"model", "optimizer", "projection"})
 
 
 class Strategy:
