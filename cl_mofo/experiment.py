@@ -65,6 +65,8 @@ def run(
     for plan in plans:
         needed = plan.prompt_tokens + plan.answer_tokens + 1
         check_positions(language_model, needed, f"task {plan.task.name}")
+    for strategy in strategies:
+        strategy.check_model(language_model)
     folder = RunFolder(out, recipe.strategy)
     try:
         folder.write_yaml("recipe.yaml", to_mapping(recipe))

@@ -16,6 +16,7 @@ PACKAGES = (
     "cl-mofo",
     "torch",
     "transformers",
+    "peft",
     "tokenizers",
     "datasets",
     "avalanche-lib",

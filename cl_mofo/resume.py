@@ -75,6 +75,12 @@ def set_loop_state(loop: Loop, state: Mapping[str, Any]) -> None:
         )
     if differ := loop.trainable.keys() ^ state["model"].keys():
         raise ValueError(f"the state trains other parameters: {', '.join(sorted(differ)[:3])}")
+    for name, parameter in loop.trainable.items():
+        shape = state["model"][name].shape
+        if shape != parameter.shape:  # copying would broadcast
+            raise ValueError(
+                f"the state's {name} is {list(shape)}, the model's {list(parameter.shape)}"
+            )
     with torch.no_grad():
         for name, parameter in loop.trainable.items():
             parameter.copy_(state["model"][name])

@@ -56,6 +56,13 @@ class Strategy:
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
 
+    def check_model(self, language_model: LanguageModel) -> None:
+        """Refuse a model that the settings do not fit, before anything is written.
+
+        Raises:
+            UserError: naming the setting, what was found, and what would fit.
+        """
+
     def adapt_model(self, language_model: LanguageModel) -> None:
         """Change the model, and say by `requires_grad` what is trained (phase `model`)."""
 
