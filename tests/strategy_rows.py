@@ -64,7 +64,18 @@ def mofo_acted(run: TwoTasks) -> None:
     assert sum(run.moved(name) for name in run.loop.trainable) > 0
 
 
+def lora_acted(run: TwoTasks) -> None:
+    assert run.loop.trainable
+    for name, parameter in run.loop.model.named_parameters():
+        assert (name in run.loop.trainable) == (".lora_" in name)
+        if name not in run.loop.trainable:
+            assert torch.equal(parameter, run.start[name])
+        elif ".lora_B." in name:
+            assert parameter.count_nonzero() > 0  # zero at the start
+
+
 ROWS: dict[str, Row] = {
     "sequential": Row(sequential_acted),
     "mofo": Row(mofo_acted, {"mofo.update_fraction": 0.05}),
+    "lora": Row(lora_acted, {"lora.rank": 4, "lora.dropout": 0.1}),
 }
