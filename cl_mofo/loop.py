@@ -160,6 +160,18 @@ class Loop(SupervisedTemplate):
         """
         set_loop_state(self, state)
 
+    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
+        """Learn experiences one after another, as Avalanche's `train` does.
+
+        Whatever stops a step, strategies first undo what they did to the model for it.
+        """
+        try:
+            return super().train(experiences, eval_streams, **kwargs)
+        except BaseException:
+            for strategy in reversed(self.strategies):
+                strategy.on_failure(self)
+            raise
+
     # Experience: data, optimizer and counters.
 
     def encoded(self, records: Sequence[Record], plan: TaskPlan | None = None) -> list[Example]:
@@ -222,14 +234,17 @@ class Loop(SupervisedTemplate):
         """The stage that the present epoch belongs to."""
         return stage_of(self.stages, self.epoch)
 
-    def batches(self) -> Iterator[list[MicroBatch]]:
-        """Yield this epoch's steps from `batch` on, each as micro-batches."""
-        drawn = self.stage.batches(
+    def drawn(self, epoch: int) -> list[list[Example]]:
+        """Return the batches that an epoch of this task takes, the same at each call."""
+        return stage_of(self.stages, epoch).batches(
             self.recipe.optimizer.batch_size,
-            (self.recipe.seed, self.experience.current_experience, self.epoch),
+            (self.recipe.seed, self.experience.current_experience, epoch),
             group_by_length=self.recipe.training.group_by_length,
         )
-        for examples in drawn[self.batch :]:
+
+    def batches(self) -> Iterator[list[MicroBatch]]:
+        """Yield this epoch's steps from `batch` on, each as micro-batches."""
+        for examples in self.drawn(self.epoch)[self.batch :]:
             yield self.micro_batches(examples)
 
     def micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:

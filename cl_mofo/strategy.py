@@ -115,6 +115,9 @@ class Strategy:
     def after_step(self, loop: Loop) -> None:
         """Act after the optimizer's step."""
 
+    def on_failure(self, loop: Loop) -> None:
+        """Undo what `before_step` did to the model: training stops in the middle of a step."""
+
     def after_experience(self, loop: Loop) -> None:
         """Act after a task's last step, at the weights it ends with, before evaluation."""
 
