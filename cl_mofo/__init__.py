@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from cl_mofo.experiment import run
     from cl_mofo.optim import MoFO
     from cl_mofo.strategy import Strategy
+    from cl_mofo.sweep import run_sweep
     from cl_mofo.task import Task
 
 __version__ = "0.1.0"
-__all__ = ["MoFO", "ResultMatrix", "Strategy", "Task", "load_trace", "run", "score"]
+__all__ = ["MoFO", "ResultMatrix", "Strategy", "Task", "load_trace", "run", "run_sweep", "score"]
 
 _HOME = {
     "MoFO": "cl_mofo.optim",
@@ -27,6 +28,7 @@ _HOME = {
     "Task": "cl_mofo.task",
     "load_trace": "cl_mofo.data",
     "run": "cl_mofo.experiment",
+    "run_sweep": "cl_mofo.sweep",
     "score": "cl_mofo.evaluation",
 }
 

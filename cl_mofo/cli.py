@@ -63,6 +63,7 @@ def _root(
         "cl-mofo run --strategy sequential --set seed=1",
         "cl-mofo run --data ./TRACE-5000 --model ./TinyLlama --set mofo.update_fraction=0.1",
         "cl-mofo run table2-mofo --data ./TRACE-5000 --set 'tasks.only=[FOMC, Py150]'",
+        "cl-mofo run --set 'sweep.vary.seed=[1, 2, 3]' --out outputs/seeds",
     )
 )
 def run(
@@ -84,17 +85,23 @@ def run(
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="The run folder to make; default: a fresh one under outputs/."),
+        typer.Option(
+            help="The run folder to make; default: a fresh one under outputs/. For a recipe of "
+            "several runs, the folder of their folders; default: outputs/RECIPE."
+        ),
     ] = None,
     assignments: SetOption = None,
     imports: ImportOption = None,
 ) -> None:
-    """Learn a sequence of tasks with a strategy, scoring after each."""
+    """Learn a sequence of tasks with a strategy, scoring after each.
+
+    A recipe of several runs goes on where it was stopped: a finished run is skipped.
+    """
     from cl_mofo.console import Console
-    from cl_mofo.recipes import raw_recipe
+    from cl_mofo.recipes import read_request
     from cl_mofo.resolve import resolve
 
-    raw = raw_recipe(
+    request = read_request(
         recipe,
         model=model,
         data=data,
@@ -102,15 +109,22 @@ def run(
         assignments=assignments or (),
         imports=imports or (),
     )
-    checked = resolve(raw)
-    from cl_mofo.experiment import run as execute
-
     console = Console()
+    left = "what was measured so far is in the run folder"
     try:
-        execute(checked, out=out, observer=console)
+        if request.several:
+            left = "the same command goes on with the run that was stopped"
+            from cl_mofo.sweep import run_sweep
+
+            run_sweep(request, out=out, observer=console)
+        else:
+            checked = resolve(request.complete())
+            from cl_mofo.experiment import run as execute
+
+            execute(checked, out=out, observer=console)
     except KeyboardInterrupt:
         console.stop()
-        _stop("interrupted; what was measured so far is in the run folder", 130)
+        _stop(f"interrupted; {left}", 130)
     finally:
         console.stop()
 

@@ -19,11 +19,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cl_mofo.errors import UserError
 from cl_mofo.observer import Observer
 
 if TYPE_CHECKING:
     from cl_mofo.config import Recipe
     from cl_mofo.data.plan import TaskPlan
+    from cl_mofo.errors import TrainingError
     from cl_mofo.loop import Loop
 
 
@@ -116,6 +118,39 @@ class Console(Observer):
             f"Written to {escape(str(folder))}: results.json, metrics.parquet, predictions/, "
             f"figures/matrix.png, figures/curves.png",
             highlight=False,
+            soft_wrap=True,
+        )
+
+    def next_run(
+        self, number: int, total: int, recipe: Recipe, folder: Path, skipped: str | None
+    ) -> None:
+        """Say which of a sweep's runs is next, or why it is skipped."""
+        reason = f": skipped, {skipped} ({folder})" if skipped else ""
+        self.console.print(
+            f"run {number} of {total}: {recipe.strategy}, seed {recipe.seed}{reason}",
+            style=None if skipped else "bold",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def diverged(self, error: TrainingError) -> None:
+        """Say why a sweep's run ended early."""
+        self._close()
+        self.console.print(f"stopped: {error}", highlight=False, markup=False, soft_wrap=True)
+
+    def swept(self, folder: Path) -> None:
+        """Print the table over a sweep's folder, and say where it is."""
+        from cl_mofo.report import comparison_table, load_runs
+
+        try:
+            self.console.print(comparison_table(load_runs([folder])))
+        except UserError as error:  # of a run that is not the sweep's, or none has begun
+            self.console.print(f"no table: {error}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(
+            f"The runs are in {folder}; this table again: cl-mofo report {folder}",
+            highlight=False,
+            markup=False,
             soft_wrap=True,
         )
 

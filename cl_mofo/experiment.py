@@ -45,7 +45,8 @@ def run(
         what `results.json` holds (docs/architecture.md), and "folder", where it lies.
 
     Raises:
-        UserError: something in the recipe, the data or the model has to be mended by the user.
+        UserError: something in the recipe, the data or the model has to be mended by the user, or
+            the recipe describes several runs (`cl_mofo.sweep.run_sweep`).
         TrainingError: training diverged.
     """
     recipe = as_recipe(config)

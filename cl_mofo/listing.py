@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.markup import escape
 from rich.table import Table
 
+from cl_mofo.config import Recipe
 from cl_mofo.data.check import FolderCheck
 from cl_mofo.discovery import registry
-from cl_mofo.recipes import builtin_recipes
+from cl_mofo.expansion import expand, strategy_of
+from cl_mofo.recipes import SWEEP, builtin_recipes, read_recipe
 from cl_mofo.strategy import settings
 
 
@@ -53,9 +57,22 @@ def runs(imports: tuple[Path, ...] = ()) -> Table:
             name,
             escape(comment[0] if comment else ""),
             escape(str(recipe.get("model", {}).get("path", ""))),
-            escape(str(recipe.get("strategy", ""))),
+            escape(_what_runs(name, recipe)),
         )
     return table
+
+
+def _what_runs(name: str, recipe: Mapping[str, Any]) -> str:
+    """Return the strategy of a recipe, or how many a sweep runs: `11 strategies x 3 seeds`."""
+    if SWEEP not in recipe:
+        return str(recipe.get("strategy", ""))
+    runs = [run for _, run in expand(read_recipe(name))]
+    default = Recipe.model_fields["seed"].default
+    strategies = sorted({strategy_of(run) for run in runs})
+    seeds = len({run.get("seed", default) for run in runs})
+    text = strategies[0] if len(strategies) == 1 else f"{len(strategies)} strategies"
+    text += f" x {seeds} seeds" if seeds > 1 else ""
+    return text if len(strategies) * seeds == len(runs) else f"{len(runs)} runs: {text}"
 
 
 def checks(found: FolderCheck) -> Table:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cl_mofo.config import Recipe
     from cl_mofo.data.plan import TaskPlan
+    from cl_mofo.errors import TrainingError
     from cl_mofo.loop import Loop
 
 
@@ -41,3 +42,14 @@ class Observer:
 
     def finished(self, results: Mapping[str, Any], folder: Path) -> None:
         """Hear that the run is done."""
+
+    def next_run(
+        self, number: int, total: int, recipe: Recipe, folder: Path, skipped: str | None
+    ) -> None:
+        """Hear which of a sweep's runs is next, counted from 1, or why it is skipped."""
+
+    def diverged(self, error: TrainingError) -> None:
+        """Hear that a sweep's run ended early; the next is not touched by it."""
+
+    def swept(self, folder: Path) -> None:
+        """Hear that a sweep came to its end, and which folder holds its runs."""

@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-import yaml
-
 from cl_mofo.config import EMBEDDED, TINY, Recipe
 from cl_mofo.errors import UserError, nearest
+from cl_mofo.mappings import merge, override, parsed, section
 
 DEFAULT_RECIPE = "trace-mini"
 SUITE_KEYS = {"data", "tasks", "evaluation"}
 """What of the default recipe belongs to its suite; the rest belongs to its model."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset, with 1e-5 a number, and a key that is given twice refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.YAMLError(f"the key '{key}' is given twice")
-        return dict(super().construct_mapping(node, deep))
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
-    list("-+.0123456789"),
-)
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except Exception as error:  # a tag on a wrong value raises whatever its constructor does
-        raise UserError(f"{where}: not valid YAML: {error}") from error
+SWEEP = "sweep"
+"""The key that makes a recipe a list of runs (expansion.py); the recipe of one run has none."""
 
 
 def builtin_recipes() -> dict[str, str]:
@@ -78,7 +54,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 
 
 def _mapping(text: str, where: str) -> dict[str, Any]:
-    value = _parsed(text, where)
+    value = parsed(text, where)
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -86,38 +62,52 @@ def _mapping(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def override(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Apply `key.subkey=value` assignments, whose values are YAML, on a copy of a recipe.
+@dataclass(frozen=True)
+class Request:
+    """A recipe, and what the command line lays over it.
 
-    Raises:
-        UserError: an assignment has no `=`, or its value is not YAML.
+    Args:
+        given: the recipe.
+        asked: the keys that options and `--set` set.
+        imports: Python files the user allows to run.
+        name: the recipe's name if it is built in or a file.
     """
-    result = dict(recipe)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not all(part.strip() for part in key.split(".")):
-            raise UserError(f"--set {assignment}: write key=value, as in --set optimizer.lr=5e-4")
-        value = _parsed(text, f"--set {assignment}")
-        *sections, last = (part.strip() for part in key.split("."))
-        result = _assigned(result, sections, last, value, assignment)
-    return result
+
+    given: Mapping[str, Any]
+    asked: Mapping[str, Any]
+    imports: Sequence[Path] = ()
+    name: str | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether it asks for a list of runs."""
+        return SWEEP in self.given or SWEEP in self.asked
+
+    def complete(self) -> dict[str, Any]:
+        """Return one recipe, with the embedded suite's and model's own keys filled in.
+
+        Raises:
+            UserError: `imports` names something else than files.
+        """
+        merged = merge(self.given, self.asked)
+        source = section(merged, "data")
+        suite = source.get("suite") or ("trace" if source.get("path") else EMBEDDED)
+        default = Recipe().model.path if self.name is not None and suite != EMBEDDED else TINY
+        path = section(merged, "model").get("path") or default
+        of_suite, of_model = suite == EMBEDDED, path == TINY
+        base = {
+            key: value
+            for key, value in read_recipe(DEFAULT_RECIPE).items()
+            if (of_suite if key in SUITE_KEYS else of_model)
+        }
+        merged = merge(base | {"data": {"suite": suite}, "model": {"path": path}}, merged)
+        if self.imports:
+            listed = [*import_paths(merged.get("imports")), *import_paths(self.imports)]
+            merged["imports"] = [str(path) for path in dict.fromkeys(listed)]
+        return merged
 
 
-def _assigned(
-    node: Mapping[str, Any], sections: Sequence[str], last: str, value: Any, assignment: str
-) -> dict[str, Any]:
-    if not sections:
-        return {**node, last: value}
-    below = node.get(sections[0]) or {}
-    if not isinstance(below, Mapping):
-        raise UserError(
-            f"--set {assignment}: '{sections[0]}' is the value {brief(below)}, not a section"
-        )
-    inner = _assigned(below, sections[1:], last, value, assignment)
-    return {**node, sections[0]: inner}
-
-
-def raw_recipe(
+def read_request(
     recipe: str | Mapping[str, Any] | None = None,
     *,
     model: str | None = None,
@@ -125,12 +115,9 @@ def raw_recipe(
     strategy: str | None = None,
     assignments: Sequence[str] = (),
     imports: Sequence[Path] = (),
-) -> dict[str, Any]:
-    """Merge a recipe, the command line's options and its `--set`, the later winning.
+) -> Request:
+    """Read a recipe, the command line's options and its `--set`.
 
-    What none of them says is `config.py`'s to say; but what belongs to the embedded suite and to
-    the embedded model is taken from the recipe that runs them. They are also what runs where no
-    suite and no model is named, except that a recipe's file on another suite has the default model.
     What runs code (`imports`, remote code) must be asked for on the command line, not by a file.
 
     Args:
@@ -152,26 +139,41 @@ def raw_recipe(
     if strategy is not None:
         asked["strategy"] = strategy
     asked = override(asked, assignments)
-    given: Mapping[str, Any] = recipe if isinstance(recipe, Mapping) else {}
-    if isinstance(recipe, str):
-        given = read_recipe(recipe)
-        _refuse_code(given, asked, imports)
-    merged = _merge(given, asked)
-    source = _section(merged, "data")
-    suite = source.get("suite") or ("trace" if source.get("path") else EMBEDDED)
-    default = Recipe().model.path if isinstance(recipe, str) and suite != EMBEDDED else TINY
-    path = _section(merged, "model").get("path") or default
-    of_suite, of_model = suite == EMBEDDED, path == TINY
-    base = {
-        key: value
-        for key, value in read_recipe(DEFAULT_RECIPE).items()
-        if (of_suite if key in SUITE_KEYS else of_model)
-    }
-    merged = _merge(base | {"data": {"suite": suite}, "model": {"path": path}}, merged)
-    if imports:
-        listed = [*import_paths(merged.get("imports")), *import_paths(imports)]
-        merged["imports"] = [str(path) for path in dict.fromkeys(listed)]
-    return merged
+    if not isinstance(recipe, str):
+        return Request(recipe or {}, asked, imports)
+    given = read_recipe(recipe)
+    _refuse_code(given, asked, imports)
+    return Request(
+        given, asked, imports, Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
+    )
+
+
+def raw_recipe(
+    recipe: str | Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    strategy: str | None = None,
+    assignments: Sequence[str] = (),
+    imports: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Merge a recipe, the command line's options and its `--set`, the later winning.
+
+    What none of them says is `config.py`'s to say; but what belongs to the embedded suite and to
+    the embedded model is taken from the recipe that runs them. They are also what runs where no
+    suite and no model is named, except that a recipe's file on another suite has the default model.
+
+    The arguments, and what is raised, are those of `read_request`.
+    """
+    request = read_request(
+        recipe,
+        model=model,
+        data=data,
+        strategy=strategy,
+        assignments=assignments,
+        imports=imports,
+    )
+    return request.complete()
 
 
 def import_paths(value: Any) -> tuple[Path, ...]:
@@ -188,20 +190,6 @@ def import_paths(value: Any) -> tuple[Path, ...]:
     return tuple(Path(item).resolve() for item in listed)
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one mapping over another, section by section; an empty section changes nothing."""
-    merged = {**below, **above}
-    for key in below.keys() & above.keys():
-        if isinstance(below[key], Mapping) and isinstance(above[key], (Mapping, type(None))):
-            merged[key] = {**below[key], **(above[key] or {})}
-    return merged
-
-
-def _section(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = raw.get(name)
-    return section if isinstance(section, Mapping) else {}
-
-
 def _refuse_code(
     recipe: Mapping[str, Any], asked: Mapping[str, Any], imports: Sequence[Path]
 ) -> None:
@@ -214,7 +202,7 @@ def _refuse_code(
                 f"the recipe asks to run {path}. That is code: read it, and allow it with "
                 f"--import {path}"
             )
-    asks, grants = (_section(r, "model").get("trust_remote_code") for r in (recipe, asked))
+    asks, grants = (section(r, "model").get("trust_remote_code") for r in (recipe, asked))
     if asks and not grants:
         raise UserError(
             "the recipe asks to run a model's own code. Read it, and allow it with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from reprlib import repr as brief
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from cl_mofo.config import PROTOCOLS, Recipe, Section
 from cl_mofo.discovery import Registry, registry
 from cl_mofo.errors import UserError, closest, hint, nearest
-from cl_mofo.recipes import import_paths
+from cl_mofo.recipes import SWEEP, import_paths
 from cl_mofo.strategy import Strategy, compose, parse_names
 
 RESERVED = {"strategies"}
@@ -28,6 +29,11 @@ def resolve(raw: Mapping[str, Any]) -> Recipe:
     """
     if not isinstance(raw, Mapping):
         raise UserError(f"a recipe is a mapping of keys, not {brief(raw)}")
+    if SWEEP in raw:
+        raise UserError(
+            f"the recipe is a list of runs (recipe key {SWEEP}): `cl-mofo run` runs them, and in "
+            f"Python cl_mofo.sweep.run_sweep does"
+        )
     imports = import_paths(raw.get("imports"))
     known = registry(imports)
     strategies = {k: v for k, v in raw.items() if isinstance(k, str) and k in known.strategies}
@@ -126,7 +132,10 @@ def _unknown_keys(core: Mapping[str, Any], known: Registry) -> list[str]:
     problems = []
     for key, value in core.items():
         if key not in keys:
-            meant = nearest(str(key), keys) or _near_leaf(str(key), leaves)
+            # A sweep is no key of one run, so it is hinted at, but not among the known ones.
+            listed = difflib.get_close_matches(str(key), [SWEEP], cutoff=0.8)
+            near = nearest(str(key), listed or keys) or _near_leaf(str(key), leaves)
+            meant = _same_leaf(str(key), leaves) or near
             problems.append(f"unknown recipe key '{key}'{meant}; known: {', '.join(keys)}")
         elif key in sections and isinstance(value, Mapping):
             problems += [

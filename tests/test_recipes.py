@@ -4,8 +4,16 @@ import pytest
 import yaml
 
 from cl_mofo.errors import UserError
-from cl_mofo.paths import expand
-from cl_mofo.recipes import builtin_recipes, override, raw_recipe, read_recipe, to_mapping
+from cl_mofo.expansion import expand
+from cl_mofo.paths import expand as expand_path
+from cl_mofo.recipes import (
+    SWEEP,
+    builtin_recipes,
+    override,
+    raw_recipe,
+    read_recipe,
+    to_mapping,
+)
 from cl_mofo.resolve import resolve
 
 
@@ -18,16 +26,23 @@ def test_defaults_are_the_papers():
     assert "TinyLlama" in recipe.model.path
 
 
+def _runs(name):
+    recipe = read_recipe(name)
+    return [run for _, run in expand(recipe)] if SWEEP in recipe else [recipe]
+
+
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_every_builtin_recipe_is_valid_and_opens_with_a_comment(name):
     assert builtin_recipes()[name].startswith("# ")
-    resolve(read_recipe(name))
+    for run in _runs(name):
+        resolve(run)
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_a_saved_recipe_resolves_to_itself(name):
-    recipe = resolve(read_recipe(name))
-    assert resolve(yaml.safe_load(yaml.safe_dump(to_mapping(recipe)))) == recipe
+    for run in _runs(name):
+        recipe = resolve(run)
+        assert resolve(yaml.safe_load(yaml.safe_dump(to_mapping(recipe)))) == recipe
 
 
 def test_set_assigns_yaml_values():
@@ -228,10 +243,10 @@ def test_remote_code_is_off_by_default():
 
 def test_paths_expand_and_name_what_is_not_set(monkeypatch):
     monkeypatch.setenv("TRACE_DIR", "/data/trace")
-    assert str(expand("$TRACE_DIR/x")) == "/data/trace/x"
+    assert str(expand_path("$TRACE_DIR/x")) == "/data/trace/x"
     monkeypatch.delenv("TRACE_DIR")
     with pytest.raises(UserError, match=r"\$TRACE_DIR"):
-        expand("$TRACE_DIR")
+        expand_path("$TRACE_DIR")
 
 
 def test_a_bomb_of_aliases_is_refused_at_once():
@@ -242,9 +257,9 @@ def test_a_bomb_of_aliases_is_refused_at_once():
 
 
 def _parsed_lines(lines):
-    from cl_mofo.recipes import _parsed
+    from cl_mofo.mappings import parsed
 
-    return _parsed("\n".join(lines), "a recipe")
+    return parsed("\n".join(lines), "a recipe")
 
 
 def test_a_recipe_made_in_python_gets_every_strategys_settings():

@@ -1,0 +1,143 @@
+"""Whose a run's folder is: which process runs it, which recipe it holds, and how far it came.
+
+A process claims a run by an exclusive lock on `.locks/<name>` beside the run's folder, for as long
+as it runs it. The system frees the lock when the process ends, however it ends. The files stay:
+removing one would let two processes lock two files of one name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any
+
+import yaml
+
+from cl_mofo.config import Recipe
+from cl_mofo.errors import UserError
+from cl_mofo.mappings import parsed
+from cl_mofo.recipes import to_mapping
+from cl_mofo.report import load_results
+from cl_mofo.strategy import parse_names
+
+LOCKS = ".locks"
+MOVE = "Move it away, or give another --out"
+
+
+class State(Enum):
+    """How far a run's folder has come."""
+
+    FRESH = "fresh"
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Claim a run's folder; give whether it was free, and free it at the end.
+
+    Raises:
+        UserError: the lock's file cannot be made, or the file system has no locks.
+    """
+    lock = folder.parent / LOCKS / folder.name
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    except OSError as error:
+        raise UserError(f"{lock}: cannot be made: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        except OSError as error:
+            raise UserError(f"{lock}: cannot be locked: {error.strerror}") from error
+        yield free
+
+
+def state(folder: Path, recipe: Recipe) -> State:
+    """Return how far a folder has come with a recipe.
+
+    Raises:
+        UserError: it holds something else than a run of this recipe, or cannot be read.
+    """
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return State.FRESH
+        text = (folder / "recipe.yaml").read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder}: there is something, but no run's recipe.yaml. {MOVE}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder}: cannot be read: {error}") from error
+    kept = parsed(text, f"{folder}/recipe.yaml")
+    if differing := _differences(kept, recipe):
+        raise UserError(f"{folder}: holds a run of another recipe: {differing}. {MOVE}")
+    # results.json calls a run finished once all is scored, the manifest once all is written.
+    written = "finished" in _manifest(folder) and (folder / "results.json").exists()
+    return State.FINISHED if written and load_results(folder).finished else State.UNFINISHED
+
+
+def clear(folder: Path) -> None:
+    """Empty the folder of an unfinished run, its recipe.yaml last: a stop between is no harm.
+
+    Raises:
+        UserError: something in it cannot be removed.
+    """
+    kept = folder / "recipe.yaml"
+    try:
+        for item in folder.iterdir():
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            elif item != kept:
+                item.unlink()
+        kept.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be emptied: {error}") from error
+
+
+def _manifest(folder: Path) -> Mapping[str, Any]:
+    file = folder / "manifest.json"
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read: {error}. {MOVE}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _differences(kept: Any, recipe: Recipe) -> str:
+    """Name the keys in which a kept recipe is not this one, leaving out strategies not at work."""
+    if not isinstance(kept, Mapping):
+        return "its recipe.yaml is no mapping of keys"
+    wanted = yaml.safe_load(yaml.safe_dump(to_mapping(recipe)))
+    names = {*Recipe.model_fields, *parse_names(recipe.strategy)}
+    theirs, ours = (
+        {key: value for key, value in _flat(mapping) if key.split(".")[0] in names}
+        for mapping in (kept, wanted)
+    )
+    absent = object()
+    return ", ".join(
+        f"{key} ({_told(theirs, key)} there, {_told(ours, key)} here)"
+        for key in dict.fromkeys([*ours, *theirs])
+        if theirs.get(key, absent) != ours.get(key, absent)
+    )
+
+
+def _flat(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{sub}", below) for sub, below in value.items())
+        else:
+            yield str(key), value
+
+
+def _told(mapping: Mapping[str, Any], key: str) -> str:
+    return brief(mapping[key]) if key in mapping else "nothing"

@@ -1,0 +1,204 @@
+"""Run the list of runs that one recipe describes, one after another; go on where it was stopped.
+
+The recipe's key `sweep` says which runs (expansion.py). Each has its own folder, named after it. A
+finished one is skipped, an unfinished one is made anew, and what another process is running is left
+to it (claim.py), so that the same command goes on, also several times at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cl_mofo.claim import MOVE, State, claim, clear, state
+from cl_mofo.config import Recipe
+from cl_mofo.data.plan import plan_tasks
+from cl_mofo.data.suites import load_suite
+from cl_mofo.discovery import registry
+from cl_mofo.errors import TrainingError, UserError
+from cl_mofo.expansion import Sweep, expand, laid_over, read_sweep, strategy_of
+from cl_mofo.folder import RunFolder
+from cl_mofo.observer import Observer
+from cl_mofo.recipes import SWEEP, Request, read_request
+from cl_mofo.resolve import resolve
+from cl_mofo.strategy import parse_names
+
+__all__ = ["expand", "plan_sweep", "run_sweep"]
+
+
+def run_sweep(
+    recipe: Request | Mapping[str, Any] | str | Path,
+    *,
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+) -> list[dict[str, Any]]:
+    """Execute the runs of a recipe with the key `sweep`, each into its folder below `out`.
+
+    Args:
+        recipe: a mapping, the name or path of a recipe, or `read_request`'s recipe with options.
+        out: the folder of the runs' folders, which may hold others; by default
+            `outputs/<the recipe's name>`, or `outputs/sweep` for a mapping.
+        observer: told what happens.
+
+    Returns:
+        what `cl_mofo.run` returns for each run, in their order; those that another process is
+        running are left out.
+
+    Raises:
+        UserError: something has to be mended; if it is in the recipe, the data or the folders,
+            then before the first run, for all runs at once.
+        TrainingError: runs diverged; all others are done.
+    """
+    if not isinstance(recipe, Request):
+        recipe = read_request(recipe if isinstance(recipe, Mapping) else str(recipe))
+    runs = plan_sweep(recipe)
+    root = Path("outputs", recipe.name or "sweep") if out is None else Path(out)
+    _check_folders(root, runs)
+    observer = observer or Observer()
+    results: list[dict[str, Any]] = []
+    diverged: list[str] = []
+    for number, (name, checked) in enumerate(runs.items(), 1):
+        folder = root / name
+        with claim(folder) as free:
+            found = state(folder, checked) if free else None
+            skipped = {None: "another process is running it", State.FINISHED: "already finished"}
+            observer.next_run(number, len(runs), checked, folder, skipped.get(found))
+            if found is State.FINISHED:
+                stored = json.loads((folder / "results.json").read_text("utf-8"))
+                results.append(stored | {"folder": str(folder)})
+            if found is State.UNFINISHED:
+                clear(folder)
+            if found in (State.UNFINISHED, State.FRESH):
+                try:
+                    results.append(_run(checked, folder, observer))
+                except TrainingError as error:
+                    diverged.append(f"run {name}: {error}")
+                    observer.diverged(error)
+    observer.swept(root)
+    if diverged:
+        others = f"{len(runs) - len(diverged)} of {len(runs)} runs did not"
+        raise TrainingError("\n".join([f"runs diverged ({others}):", *diverged]))
+    return results
+
+
+def plan_sweep(request: Request) -> dict[str, Recipe]:
+    """Return the runs that are asked for, each by its name, checked with all its data.
+
+    What the command line sets holds for every run. A key that it sets varies no more, and a
+    strategy that it names selects the runs of that strategy if the sweep says which there are.
+
+    Raises:
+        UserError: naming everything that is wrong, and in which runs.
+    """
+    asked = {key: value for key, value in request.asked.items() if key != SWEEP}
+    given = {key: value for key, value in request.given.items() if key != SWEEP}
+    sweep = read_sweep(laid_over(request.given.get(SWEEP), request.asked.get(SWEEP)))
+    vary = {key: _asked_value(asked, key, values) for key, values in sweep.vary.items()}
+    wanted = asked.get("strategy")
+    if wanted is not None and not sweep.names_strategies:
+        given["strategy"], wanted = wanted, None
+    raw = dict(Sweep(sweep.rows, vary).over(given))
+    if wanted is not None:
+        raw, asked = _selected(raw, str(wanted)), {k: asked[k] for k in asked.keys() - {"strategy"}}
+    recipes: dict[str, Recipe] = {}
+    problems: dict[str, list[str]] = {}
+    data: dict[Any, str] = {}
+    for name, run in raw.items():
+        try:
+            recipe = resolve(replace(request, given=run, asked=asked).complete())
+            tasks = tuple(plan.task.name for plan in plan_tasks(recipe, registry(recipe.imports)))
+        except UserError as error:
+            problems.setdefault(str(error), []).append(name)
+            continue
+        if (recipe.data, tasks) not in data:
+            data[recipe.data, tasks] = _data_problem(recipe, tasks)
+        if problem := data[recipe.data, tasks]:
+            problems.setdefault(problem, []).append(name)
+        if twin := next((n for n, other in recipes.items() if other == recipe), None):
+            problems.setdefault(f"the recipe is that of {twin}", []).append(name)
+        recipes[name] = recipe
+    if problems:
+        raise UserError("\n".join(f"{_which(n, len(raw))}: {p}" for p, n in problems.items()))
+    return recipes
+
+
+def _data_problem(recipe: Recipe, tasks: Sequence[str]) -> str:
+    try:
+        load_suite(recipe.data, tasks)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _which(names: Sequence[str], total: int) -> str:
+    if len(names) == total > 1:
+        return f"every run of the {total}"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"run{'s' * (len(names) > 1)} {', '.join(names[:3])}{more}"
+
+
+def _asked_value(asked: Mapping[str, Any], key: str, values: Any) -> Any:
+    """Return the values of a varied key, or the one that the command line sets."""
+    if key == "strategy":
+        return values
+    node: Any = asked
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return values
+        node = node[part]
+    return [node]
+
+
+def _selected(runs: Mapping[str, Mapping[str, Any]], wanted: str) -> dict[str, Any]:
+    names = frozenset(parse_names(wanted))
+    found = {
+        name: run
+        for name, run in runs.items()
+        if frozenset(part.strip() for part in strategy_of(run).split("+")) == names
+    }
+    if not found:
+        there = dict.fromkeys(map(strategy_of, runs.values()))
+        raise UserError(f"--strategy {wanted}: no run of the sweep; there are: {', '.join(there)}")
+    return found
+
+
+def _check_folders(root: Path, runs: Mapping[str, Recipe]) -> None:
+    """Refuse what cannot be run into, for all runs at once; what another process runs is its own.
+
+    Raises:
+        UserError: naming each folder that holds something else than its run.
+    """
+    if any((root / name).is_file() for name in ("recipe.yaml", "results.json")):
+        raise UserError(f"{root}: is the folder of one run, and these are several. {MOVE}")
+    if not root.is_dir():
+        RunFolder.check(root)
+    problems = []
+    for name, recipe in runs.items():
+        folder = root / name
+        try:
+            state(folder, recipe)
+        except UserError:
+            # Between two files of a live run its folder may look like anything.
+            with claim(folder) as free:
+                try:
+                    if free:
+                        state(folder, recipe)
+                except UserError as error:
+                    problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _run(recipe: Recipe, folder: Path, observer: Observer) -> dict[str, Any]:
+    from cl_mofo.experiment import run
+
+    try:
+        return run(recipe, out=folder, observer=observer)
+    except UserError as error:
+        raise UserError(f"run {folder.name}: {error}") from error
+    finally:
+        gc.collect()  # the model and its optimizer are in cycles, and the next needs their room
