@@ -1,0 +1,261 @@
+"""EWC: a quadratic penalty on leaving earlier tasks' weights, by Fisher information (1612.00796).
+
+After task k, with weights theta_k, the diagonal Fisher information of its examples is
+
+    F_k = 1/n sum_i (d loss_i / d theta)^2,     loss_i: example i's mean loss per supervised token,
+
+one example at a time, dropout off. While later tasks are learned, the loss has the further term
+
+    strength/2 * sum_k decay^(K-k) F_k (theta - theta_k)^2,          K tasks learned so far
+
+(Kirkpatrick et al., PNAS 2017, equation 3; `decay` below 1 forgets gradually as Schwarz et al.,
+ICML 2018, do, but keeps each task's own anchor). All tasks together need only S = sum_k F_k and the
+mean anchor a = sum_k F_k theta_k / S: the term's gradient is strength * S (theta - a), added once
+per step, before clipping.
+
+`variant: trace` is what the code of TRACE (2310.06762) does: F gathers the squared gradients of the
+training steps themselves, the penalty's included, over their number per epoch, in all tasks; the
+only anchor is the last task's weights.
+
+With MoFO the penalty is part of the momentum that chooses what moves: entries that are held back
+strongly are chosen more often. With LoRA it is on the adapters.
+
+Cost, P trained parameters: 8P bytes (on the host with `offload`, then 8P over the bus a step), 4P
+more in the Fisher pass; two passes over P a step; min(n, `fisher_examples`) forward and backward
+passes of one example after each task (one more forward with labels of the model's).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from cl_mofo.errors import TrainingError
+from cl_mofo.strategy import Strategy
+
+if TYPE_CHECKING:
+    import torch
+
+    from cl_mofo.data.batches import MicroBatch
+    from cl_mofo.loop import Loop
+
+STRENGTHS = {"fisher": 1e4, "trace": 400.0}
+"""What `strength` is if it is not set, by variant."""
+_DRAWS = int.from_bytes(b"ewc", "big")
+
+
+def accumulate(
+    fisher: torch.Tensor,
+    anchor: torch.Tensor,
+    new_fisher: torch.Tensor,
+    theta: torch.Tensor,
+    decay: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add a task to the sum of Fisher information and to its weighted mean of anchors.
+
+    Args:
+        fisher: sum over the tasks before, at least 0, of any shape.
+        anchor: their mean weights, weighted by Fisher information; like all below, of that shape.
+        new_fisher: the task's own, at least 0.
+        theta: the weights that the task ended with.
+        decay: weight of the tasks before, in [0, 1].
+
+    Returns:
+        sum and anchor with the task; where the sum is 0 the anchor is `theta`.
+    """
+    total = fisher * decay + new_fisher
+    share = (new_fisher / total).masked_fill_(total == 0, 1.0)
+    return total, anchor.lerp(theta, share)
+
+
+def penalty_gradient(
+    theta: torch.Tensor, fisher: torch.Tensor, anchor: torch.Tensor, strength: float
+) -> torch.Tensor:
+    """Return the gradient of strength/2 * sum(fisher * (theta - anchor)^2) by `theta`."""
+    return (theta - anchor).mul_(fisher).mul_(strength)
+
+
+def sampled_labels(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Draw labels from a model's own distribution, by inversion.
+
+    Args:
+        logits: [..., vocabulary].
+        uniform: [...], in [0, 1), one draw for each label.
+    """
+    import torch
+
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    drawn = torch.searchsorted(cumulative, uniform.double().unsqueeze(-1), right=True).squeeze(-1)
+    return drawn.clamp(max=logits.shape[-1] - 1)
+
+
+class EWC(Strategy):
+    """Hold weights back where earlier tasks depend on them."""
+
+    name = "ewc"
+    phases = frozenset({"penalty", "end"})
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings.
+
+        Args:
+            strength: weight of the penalty, at least 0. It has no scale of its own: look at
+                `ewc.ratio` in metrics.parquet, the norm of the penalty's gradient over that of the
+                gradient it is added to. Null: 1e4, or TRACE's 400 for its variant.
+            fisher_examples: rows of a task, drawn once, for its Fisher information; null takes all.
+            decay: what the Fisher information so far is multiplied by after each task, in [0, 1].
+            labels: "data" takes the squared gradient of the task's own answers (the empirical
+                Fisher information), "model" that of answers drawn from the model, token by token.
+            offload: keep Fisher information and anchor on the host.
+            variant: "fisher", or TRACE's, in which no pass is made: the three settings that
+                describe one must be left alone.
+        """
+
+        strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+        fisher_examples: Annotated[int, Field(ge=1)] | None = 1000
+        decay: Annotated[float, Field(ge=0, le=1)] = 1.0
+        labels: Literal["data", "model"] = "data"
+        offload: bool = False
+        variant: Literal["fisher", "trace"] = "fisher"
+
+        def __post_init__(self) -> None:
+            of_the_pass = {"fisher_examples", "decay", "labels"}
+            for field in dataclasses.fields(self):
+                given = getattr(self, field.name)
+                if self.variant == "trace" and field.name in of_the_pass and given != field.default:
+                    raise ValueError(
+                        f"{field.name} is {given}, but the variant 'trace' makes no Fisher pass; "
+                        f"leave {field.name} out, or set variant to 'fisher'"
+                    )
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        given = self.config.strength
+        self.strength: float = STRENGTHS[self.config.variant] if given is None else given
+        self.fisher: dict[str, torch.Tensor] = {}
+        self.anchor: dict[str, torch.Tensor] = {}
+        self._record: dict[str, Any] = {}
+
+    def on_gradients(self, loop: Loop) -> None:
+        """Add the penalty's gradient; TRACE's variant then gathers the squares of the sum."""
+        import torch
+
+        norms = []
+        for name, parameter in loop.trainable.items():
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if name in self.anchor:
+                theta = parameter.detach()
+                fisher = self._at(self.fisher, name, theta)
+                anchor = self._at(self.anchor, name, theta)
+                penalty = penalty_gradient(theta, fisher, anchor, self.strength)
+                norms.append(torch.stack([penalty.norm(), gradient.norm()]))
+                gradient.add_(penalty)
+            if self.config.variant == "trace":
+                self._gather(name, gradient, loop)
+        if norms:
+            held_back, learned = torch.stack(norms).norm(dim=0).tolist()
+            loop.figures["ewc.ratio"] = held_back / learned if learned else math.inf
+
+    def after_experience(self, loop: Loop) -> None:
+        """Measure the task's Fisher information and add it, with the weights as its anchor."""
+        if self.config.variant == "trace":
+            for name, parameter in loop.trainable.items():
+                self._keep(self.anchor, name, parameter.detach().clone())
+            return
+        new_fisher = self._measured(loop)
+        for name, parameter in loop.trainable.items():
+            theta, new = parameter.detach(), new_fisher.pop(name)
+            fisher, anchor = new, theta.clone()
+            if name in self.fisher:
+                before = self._at(self.fisher, name, theta), self._at(self.anchor, name, theta)
+                fisher, anchor = accumulate(*before, new, theta, self.config.decay)
+            self._keep(self.fisher, name, fisher)
+            self._keep(self.anchor, name, anchor)
+
+    def record(self) -> dict[str, Any]:
+        """Return the Fisher pass's examples and the trace of what it measured."""
+        return self._record
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sum of Fisher information and the anchor, by parameter."""
+        return {"fisher": dict(self.fisher), "anchor": dict(self.anchor)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.fisher, self.anchor = dict(state["fisher"]), dict(state["anchor"])
+
+    def _measured(self, loop: Loop) -> dict[str, torch.Tensor]:
+        """Return the task's Fisher information; raise `TrainingError` if it is not finite."""
+        import torch
+
+        fisher = {name: torch.zeros_like(p) for name, p in loop.trainable.items()}
+        count = 0
+        for batch in self._examples(loop):
+            loop.gradient([batch])
+            count += 1
+            for name, parameter in loop.trainable.items():
+                if parameter.grad is not None:
+                    fisher[name].addcmul_(parameter.grad, parameter.grad)
+        loop.optimizer.zero_grad()
+        for squares in fisher.values():
+            squares.div_(count)
+        trace = torch.stack([f.sum(dtype=torch.float64) for f in fisher.values()]).sum().item()
+        if not math.isfinite(trace):
+            raise TrainingError(
+                f"task {loop.plan.task.name}: the Fisher information of ewc is not finite. Compute "
+                f"in float32 (model.compute_dtype), or lower optimizer.lr"
+            )
+        self._record = {"fisher_examples": count, "fisher_trace": trace}
+        return fisher
+
+    def _examples(self, loop: Loop) -> Iterator[MicroBatch]:
+        """Yield the rows of the Fisher pass, each as a batch of its own, on the model's device."""
+        import numpy as np
+
+        seed = [loop.recipe.seed, loop.experience.current_experience, _DRAWS]
+        generator = np.random.default_rng(np.random.SeedSequence(seed))
+        for index in generator.permutation(len(loop.examples))[: self.config.fisher_examples]:
+            (batch,) = loop.micro_batches([loop.examples[index]])
+            batch = batch.to(loop.device)
+            if self.config.labels == "model":
+                batch = _with_own_labels(loop, batch, generator.random(batch.supervised))
+            yield batch
+
+    def _gather(self, name: str, gradient: torch.Tensor, loop: Loop) -> None:
+        stage, size = loop.stage, loop.recipe.optimizer.batch_size
+        squares = gradient.square().mul_(stage.epochs / stage.steps(size))
+        if name in self.fisher:
+            squares += self._at(self.fisher, name, gradient)
+        self._keep(self.fisher, name, squares)
+
+    def _at(self, held: dict[str, torch.Tensor], name: str, beside: torch.Tensor) -> torch.Tensor:
+        """Return a held tensor on a device, where it stays if it is not kept on the host."""
+        tensor = held[name].to(beside.device)
+        if not self.config.offload:
+            held[name] = tensor
+        return tensor
+
+    def _keep(self, held: dict[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
+        held[name] = tensor.to("cpu") if self.config.offload else tensor
+
+
+def _with_own_labels(loop: Loop, batch: MicroBatch, uniform: Any) -> MicroBatch:
+    """Return a batch of one example with labels drawn from the model in place of its own."""
+    import torch
+
+    from cl_mofo.model import without_dropout
+
+    with torch.no_grad(), without_dropout(loop.model):
+        logits, _ = loop.loss_on(batch)
+    draws = torch.from_numpy(uniform).to(logits.device)
+    labels = batch.labels.clone()
+    labels[0, batch.first :] = sampled_labels(logits[0], draws)
+    return dataclasses.replace(batch, labels=labels)
