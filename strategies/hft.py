@@ -1,0 +1,152 @@
+"""Half fine-tuning: a random half of each transformer layer's matrices learns, the other is frozen.
+
+    theta_k <- theta_k - (optimizer's step)  for a random half of the blocks k,
+    theta_k <- theta_k                       for the others                  (Hui et al., Eq. 1)
+
+HFT (Hui et al., arXiv 2404.18466), section 3, at its category level. In each layer two of the four
+attention matrices are frozen; of the three MLP matrices one or two, such that half of the layers
+freeze two; and half of the norms. Embeddings and output head are always updated. HFT draws once per
+stage of training (`redraw: task`); the MoFO paper (arXiv 2407.20999, section 4) redraws at each
+iteration (`redraw: step`, the default), for which HFT is a block coordinate descent. Left open
+there, and chosen here: the layers that freeze one more of an odd number are drawn anew each time,
+so every block is frozen with probability 1/2; the norm after the last layer is always updated.
+
+A block is what one module owns: a matrix with its bias, or the adapters of one matrix (lora's A
+and B). Its category is the part of the layer it lies in (`self_attn`, `mlp`), or the norms. Where a
+layer has no such parts, all its matrices are one category.
+
+For the step a frozen block might not be there: it has no gradient, and neither its value nor its
+moments nor its optimizer's step count change; no decay. Penalties, projections and the gradient's
+norm see the updated half only. With MoFO, `update_fraction` is that of each updated tensor, so a
+step moves about half as much as MoFO alone.
+
+Cost: no memory. The gradients of the frozen weights are not computed: with N weights in layers, a
+step takes about 5N instead of 6N floating-point operations per token, and half the optimizer's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from cl_mofo.errors import UserError
+from cl_mofo.strategy import Strategy
+
+if TYPE_CHECKING:
+    from cl_mofo.loop import Loop
+
+Blocks = Mapping[str, Mapping[str, Sequence[tuple[str, ...]]]]
+"""{category: {layer: blocks}}, a block being the names of its tensors."""
+
+IN_LAYER = re.compile(r"(?P<layer>.*?\.\d+)\.(?P<inside>.+)")
+NORM = re.compile(r"norm|^ln_?\d*$|_ln$")
+# What follows a module's path in the name of a tensor: its own names, and those of its adapters.
+TENSOR = re.compile(r"\.(weight|bias|base_layer\..+|lora_.+|modules_to_save\..+)$")
+
+
+def blocks(names: Iterable[str]) -> Blocks:
+    """Return the blocks of tensors that lie in numbered layers; other tensors are left out.
+
+    Args:
+        names: of parameters, such as `model.layers.3.self_attn.q_proj.weight`.
+    """
+    found: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for name in names:
+        if place := IN_LAYER.fullmatch(name):
+            module = TENSOR.sub("", place["inside"])
+            part, _, rest = module.partition(".")
+            category = "norms" if NORM.search(module.rpartition(".")[2]) else part if rest else ""
+            layer = found.setdefault(category, {}).setdefault(place["layer"], {})
+            layer.setdefault(module, []).append(name)
+    return {
+        category: {
+            layer: [tuple(tensors) for tensors in modules.values()]
+            for layer, modules in layers.items()
+        }
+        for category, layers in found.items()
+    }
+
+
+def draw(blocks: Blocks, generator: np.random.Generator) -> frozenset[str]:
+    """Draw the half that is frozen.
+
+    Of n blocks of a category in a layer, n/2 are frozen; of an odd n, (n+1)/2 in half of the
+    layers, drawn too, and (n-1)/2 in the others. Every block is as likely frozen as not.
+
+    Returns:
+        the names of the frozen tensors.
+    """
+    frozen: set[str] = set()
+    for layers in blocks.values():
+        odd = [layer for layer, members in layers.items() if len(members) % 2]
+        more = (len(odd) + int(generator.integers(2))) // 2
+        one_more = {odd[i] for i in generator.permutation(len(odd))[:more]}
+        for layer, members in layers.items():
+            count = len(members) // 2 + (layer in one_more)
+            for i in generator.permutation(len(members))[:count]:
+                frozen.update(members[i])
+    return frozenset(frozen)
+
+
+class HFT(Strategy):
+    """Freeze a random half of each layer's blocks while a step learns."""
+
+    name = "hft"
+    phases = frozenset({"update"})
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings.
+
+        Args:
+            redraw: draw the frozen half anew for each "step", or once for each "task".
+        """
+
+        redraw: Literal["step", "task"] = "step"
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.frozen: frozenset[str] = frozenset()
+
+    def draw_for(self, loop: Loop) -> frozenset[str]:
+        """Return the names of the tensors that the loop's present step freezes.
+
+        The draw depends on nothing but the recipe's seed, the task and the step.
+
+        Raises:
+            UserError: it would freeze all that is trained.
+        """
+        when = [loop.plans.index(loop.plan)]
+        if self.config.redraw == "step":
+            when.append(loop.global_step)
+        seed = np.random.SeedSequence([loop.recipe.seed, *when, *b"hft"])
+        frozen = draw(blocks(loop.trainable), np.random.default_rng(seed))
+        if len(frozen) == len(loop.trainable):
+            raise UserError(
+                f"strategy hft: only {len(frozen)} tensors are trained, {min(loop.trainable)} one "
+                f"of them, and with half of the blocks frozen none is left. Train more, or leave "
+                f"hft out"
+            )
+        return frozen
+
+    def before_step(self, loop: Loop) -> None:
+        """Freeze the half that is drawn."""
+        self.frozen = self.draw_for(loop)
+        for name in self.frozen:
+            loop.trainable[name].requires_grad_(False)
+        kept = sum(p.numel() for p in loop.trainable.values() if p.requires_grad)
+        loop.figures["hft.moving"] = kept / sum(p.numel() for p in loop.trainable.values())
+
+    def after_step(self, loop: Loop) -> None:
+        """Let all learn again."""
+        for name in self.frozen:
+            loop.trainable[name].requires_grad_(True)
+        self.frozen = frozenset()
+
+    def on_failure(self, loop: Loop) -> None:
+        """Let all learn again, whatever became of the step."""
+        self.after_step(loop)
