@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cl_mofo.loop import Loop
 
 CHUNK = 2**20
-"""Entries summed at a time. The scratch memory is 8 * CHUNK * (memories + 1) bytes."""
+"""Entries summed at a time. They take 8 * CHUNK * (memories + 2) bytes."""
 
 
 class EpisodicMemory:

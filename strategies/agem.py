@@ -12,7 +12,7 @@ task's own rows, drawn at its end. g is the gradient after penalties and before 
 entries for parameters that the step does not move.
 
 Cost, with P trained parameters: 2 gradients a step, however many tasks there are; memory, 4 P bytes
-for r (4.4 GB for TinyLlama) and 16 * 2^20 of scratch, during a step only.
+for r (4.4 GB for TinyLlama) and 24 * 2^20 of scratch, during a step only.
 """
 
 from __future__ import annotations

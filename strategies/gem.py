@@ -20,7 +20,7 @@ memory gradient 1 give -2 at margin 0, where 0 is right). It is not offered here
 Cost, with P trained parameters, t past tasks, b bytes an entry (2 in bfloat16, 4 in float32):
 time, 1 + t/refresh gradients a step (the memory's of `memory_examples` examples); memory, b t P
 bytes for G (on the host with `offload`, where pinned blocks round up to powers of two) and
-8 (t + 1) 2^20 of scratch, during a task's steps only. TinyLlama's 1.1e9 parameters after 7 tasks:
+8 (t + 2) 2^20 of scratch, during a task's steps only. TinyLlama's 1.1e9 parameters after 7 tasks:
 17.6 GB of float32 weights, gradients and Adam moments, and 15.4 GB for G in bfloat16 (30.8 in
 float32): 33 GB (48), activations aside, of an accelerator's 80; 17.7 with `offload`. With
 `refresh` above 1 a checkpoint in the middle of a task holds G too.
