@@ -81,7 +81,9 @@ def run(
     ] = None,
     strategy: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A strategy, or several joined by '+'."),
+        typer.Option(
+            help="A strategy, or several joined by '+'; of a recipe of several runs, which to run."
+        ),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045

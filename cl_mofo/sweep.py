@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_mofo.claim import MOVE, State, claim, clear, state
-from cl_mofo.config import Recipe
+from cl_mofo.config import DataConfig, Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
@@ -28,6 +28,8 @@ from cl_mofo.resolve import resolve
 from cl_mofo.strategy import parse_names
 
 __all__ = ["expand", "plan_sweep", "run_sweep"]
+
+SKIPPED = {None: "another process is running it", State.FINISHED: "already finished"}
 
 
 def run_sweep(
@@ -65,23 +67,23 @@ def run_sweep(
         folder = root / name
         with claim(folder) as free:
             found = state(folder, checked) if free else None
-            skipped = {None: "another process is running it", State.FINISHED: "already finished"}
-            observer.next_run(number, len(runs), checked, folder, skipped.get(found))
+            observer.next_run(number, len(runs), checked, folder, SKIPPED.get(found))
             if found is State.FINISHED:
                 stored = json.loads((folder / "results.json").read_text("utf-8"))
                 results.append(stored | {"folder": str(folder)})
+            if found in SKIPPED:
+                continue
             if found is State.UNFINISHED:
                 clear(folder)
-            if found in (State.UNFINISHED, State.FRESH):
-                try:
-                    results.append(_run(checked, folder, observer))
-                except TrainingError as error:
-                    diverged.append(f"run {name}: {error}")
-                    observer.diverged(error)
+            try:
+                results.append(_run(checked, folder, observer))
+            except TrainingError as error:
+                diverged.append(f"run {name}: {error}")
+                observer.diverged(error)
     observer.swept(root)
     if diverged:
-        others = f"{len(runs) - len(diverged)} of {len(runs)} runs did not"
-        raise TrainingError("\n".join([f"runs diverged ({others}):", *diverged]))
+        told = f"{len(diverged)} of {len(runs)} runs diverged, which stopped no other:"
+        raise TrainingError("\n".join([told, *diverged]))
     return results
 
 
@@ -106,18 +108,17 @@ def plan_sweep(request: Request) -> dict[str, Recipe]:
         raw, asked = _selected(raw, str(wanted)), {k: asked[k] for k in asked.keys() - {"strategy"}}
     recipes: dict[str, Recipe] = {}
     problems: dict[str, list[str]] = {}
-    data: dict[Any, str] = {}
+    loaded: set[tuple[DataConfig, tuple[str, ...]]] = set()
     for name, run in raw.items():
         try:
             recipe = resolve(replace(request, given=run, asked=asked).complete())
             tasks = tuple(plan.task.name for plan in plan_tasks(recipe, registry(recipe.imports)))
+            if (recipe.data, tasks) not in loaded:
+                load_suite(recipe.data, tasks)
+                loaded.add((recipe.data, tasks))
         except UserError as error:
             problems.setdefault(str(error), []).append(name)
             continue
-        if (recipe.data, tasks) not in data:
-            data[recipe.data, tasks] = _data_problem(recipe, tasks)
-        if problem := data[recipe.data, tasks]:
-            problems.setdefault(problem, []).append(name)
         if twin := next((n for n, other in recipes.items() if other == recipe), None):
             problems.setdefault(f"the recipe is that of {twin}", []).append(name)
         recipes[name] = recipe
@@ -126,19 +127,10 @@ def plan_sweep(request: Request) -> dict[str, Recipe]:
     return recipes
 
 
-def _data_problem(recipe: Recipe, tasks: Sequence[str]) -> str:
-    try:
-        load_suite(recipe.data, tasks)
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 def _which(names: Sequence[str], total: int) -> str:
     if len(names) == total > 1:
         return f"every run of the {total}"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"run{'s' * (len(names) > 1)} {', '.join(names[:3])}{more}"
+    return f"run{'s' * (len(names) > 1)} {', '.join(names)}"
 
 
 def _asked_value(asked: Mapping[str, Any], key: str, values: Any) -> Any:

@@ -35,6 +35,17 @@ EXTRA = (
     "    name = 'extra'\n"
     "    phases = frozenset({'penalty'})\n"
 )
+NOISE = (  # draws from every global source of random numbers
+    "import random, numpy, torch\n"
+    "from cl_mofo.strategy import Strategy\n"
+    "class Noise(Strategy):\n"
+    "    name = 'noise'\n"
+    "    phases = frozenset({'update'})\n"
+    "    def after_step(self, loop):\n"
+    "        scale = 1e-3 * (random.random() + numpy.random.rand())\n"
+    "        for parameter in loop.model.parameters():\n"
+    "            parameter.data += scale * torch.randn(parameter.shape)\n"
+)
 
 
 class Heard(Observer):
@@ -385,7 +396,7 @@ def test_the_folder_of_one_run_takes_no_sweep(done):
 def test_a_run_that_diverges_does_not_stop_the_others(tmp_path):
     rows = [{"optimizer": {"lr": 1e30, "batch_size": 2}}, {"strategy": "sequential"}]
     heard = Heard()
-    with pytest.raises(TrainingError, match=r"1 of 2 runs did not\):\nrun mofo: .*not finite"):
+    with pytest.raises(TrainingError, match=r"1 of 2 runs diverged.*\nrun mofo: .*not finite"):
         run_sweep(SMALL | {"sweep": {"rows": rows}}, out=tmp_path, observer=heard)
     assert heard.told == [(1, None), (2, None)]
     assert json.loads((tmp_path / "sequential" / "results.json").read_text())["finished"]
@@ -403,13 +414,16 @@ def test_a_run_in_a_sweep_gives_the_bits_of_that_run_alone(tmp_path):
             "save_model=true",
         ],
     )
-    rows = [{"strategy": "sequential", "seed": 5, "deterministic": True}, {"strategy": "mofo"}]
+    (tmp_path / "noise.py").write_text(NOISE)
+    base["imports"] = [str(tmp_path / "noise.py")]
+    first = {"strategy": "sequential+noise", "seed": 5, "deterministic": True}
+    rows = [first, {"strategy": "mofo+noise"}]
     _, swept = run_sweep(base | {"sweep": {"rows": rows}}, out=tmp_path / "sweep")
-    alone = cl_mofo.run(base | {"strategy": "mofo"}, out=tmp_path / "alone")
+    alone = cl_mofo.run(base | {"strategy": "mofo+noise"}, out=tmp_path / "alone")
     for key in ("scores", "losses", "distance", "metrics"):
         assert swept[key] == alone[key]
     weights, predictions = (
-        [(tmp_path / f / part).read_bytes() for f in ("sweep/mofo", "alone")]
+        [(tmp_path / f / part).read_bytes() for f in ("sweep/mofo+noise", "alone")]
         for part in ("model/model.safetensors", "predictions/02-NumGLUE-cm/FOMC.jsonl")
     )
     assert weights[0] == weights[1]
