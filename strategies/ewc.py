@@ -1,4 +1,4 @@
-"""EWC: a quadratic penalty on leaving earlier tasks' weights, by Fisher information (1612.00796).
+"""EWC: hold weights by Fisher information (arXiv 1612.00796); strength None: 1e3, of trace 400.
 
 After task k, with weights theta_k, the diagonal Fisher information of its examples is
 
@@ -13,16 +13,16 @@ ICML 2018, do, but keeps each task's own anchor). All tasks together need only S
 mean anchor a = sum_k F_k theta_k / S: the term's gradient is strength * S (theta - a), added once
 per step, before clipping.
 
-`variant: trace` is what the code of TRACE (2310.06762) does: F gathers the squared gradients of the
-training steps themselves, the penalty's included, over their number per epoch, in all tasks; the
-only anchor is the last task's weights.
+`variant: trace` is what TRACE's code (2310.06762) does: F gathers the squared gradients of the
+training steps themselves, the penalty's included, over their number per epoch; the only anchor is
+the last task's weights.
 
-With MoFO the penalty is part of the momentum that chooses what moves: entries that are held back
-strongly are chosen more often. With LoRA it is on the adapters.
+With MoFO the penalty is part of the momentum that chooses what moves, so an entry may be chosen to
+be pulled back. With LoRA it is on the adapters.
 
-Cost, P trained parameters: 8P bytes (on the host with `offload`, then 8P over the bus a step), 4P
-more in the Fisher pass; two passes over P a step; min(n, `fisher_examples`) forward and backward
-passes of one example after each task (one more forward with labels of the model's).
+Cost, P trained parameters: 8P bytes (on the host with `offload`, 8P over the bus a step), 4P more
+in the Fisher pass; a step, some reads of 3P; a task, min(n, `fisher_examples`) forward and backward
+passes of one example (and as many forward ones for labels drawn from the model).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from cl_mofo.data.batches import MicroBatch
     from cl_mofo.loop import Loop
 
-STRENGTHS = {"fisher": 1e4, "trace": 400.0}
+STRENGTHS = {"fisher": 1e3, "trace": 400.0}
 """What `strength` is if it is not set, by variant."""
 _DRAWS = int.from_bytes(b"ewc", "big")
 
@@ -105,9 +105,10 @@ class EWC(Strategy):
         """Settings.
 
         Args:
-            strength: weight of the penalty, at least 0. It has no scale of its own: look at
-                `ewc.ratio` in metrics.parquet, the norm of the penalty's gradient over that of the
-                gradient it is added to. Null: 1e4, or TRACE's 400 for its variant.
+            strength: weight of the penalty, at least 0; null is 1e3, or TRACE's 400 for its
+                variant. What it does depends on the Fisher information's scale: `ewc.ratio` in
+                metrics.parquet, the norm of the penalty's gradient over that of the gradient it
+                is added to, should be between 0.1 and 1.
             fisher_examples: rows of a task, drawn once, for its Fisher information; null takes all.
             decay: what the Fisher information so far is multiplied by after each task, in [0, 1].
             labels: "data" takes the squared gradient of the task's own answers (the empirical
@@ -125,14 +126,14 @@ class EWC(Strategy):
         variant: Literal["fisher", "trace"] = "fisher"
 
         def __post_init__(self) -> None:
-            of_the_pass = {"fisher_examples", "decay", "labels"}
-            for field in dataclasses.fields(self):
-                given = getattr(self, field.name)
-                if self.variant == "trace" and field.name in of_the_pass and given != field.default:
-                    raise ValueError(
-                        f"{field.name} is {given}, but the variant 'trace' makes no Fisher pass; "
-                        f"leave {field.name} out, or set variant to 'fisher'"
-                    )
+            of_the_pass = ("fisher_examples", "decay", "labels")
+            given = [
+                name for name in of_the_pass if getattr(self, name) != getattr(EWC.Config, name)
+            ]
+            if self.variant == "trace" and given:
+                raise ValueError(
+                    f"the variant 'trace' makes no Fisher pass; leave {' and '.join(given)} out"
+                )
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
@@ -159,7 +160,10 @@ class EWC(Strategy):
                 norms.append(torch.stack([penalty.norm(), gradient.norm()]))
                 gradient.add_(penalty)
             if self.config.variant == "trace":
-                self._gather(name, gradient, loop)
+                squares = gradient.square().div_(_steps_per_epoch(loop))
+                if name in self.fisher:
+                    squares += self._at(self.fisher, name, gradient)
+                self._keep(self.fisher, name, squares)
         if norms:
             held_back, learned = torch.stack(norms).norm(dim=0).tolist()
             loop.figures["ewc.ratio"] = held_back / learned if learned else math.inf
@@ -167,8 +171,8 @@ class EWC(Strategy):
     def after_experience(self, loop: Loop) -> None:
         """Measure the task's Fisher information and add it, with the weights as its anchor."""
         if self.config.variant == "trace":
-            for name, parameter in loop.trainable.items():
-                self._keep(self.anchor, name, parameter.detach().clone())
+            for name in self.fisher:
+                self._keep(self.anchor, name, loop.trainable[name].detach().clone())
             return
         new_fisher = self._measured(loop)
         for name, parameter in loop.trainable.items():
@@ -229,13 +233,6 @@ class EWC(Strategy):
                 batch = _with_own_labels(loop, batch, generator.random(batch.supervised))
             yield batch
 
-    def _gather(self, name: str, gradient: torch.Tensor, loop: Loop) -> None:
-        stage, size = loop.stage, loop.recipe.optimizer.batch_size
-        squares = gradient.square().mul_(stage.epochs / stage.steps(size))
-        if name in self.fisher:
-            squares += self._at(self.fisher, name, gradient)
-        self._keep(self.fisher, name, squares)
-
     def _at(self, held: dict[str, torch.Tensor], name: str, beside: torch.Tensor) -> torch.Tensor:
         """Return a held tensor on a device, where it stays if it is not kept on the host."""
         tensor = held[name].to(beside.device)
@@ -245,6 +242,10 @@ class EWC(Strategy):
 
     def _keep(self, held: dict[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
         held[name] = tensor.to("cpu") if self.config.offload else tensor
+
+
+def _steps_per_epoch(loop: Loop) -> float:
+    return loop.stage.steps(loop.recipe.optimizer.batch_size) / loop.stage.epochs
 
 
 def _with_own_labels(loop: Loop, batch: MicroBatch, uniform: Any) -> MicroBatch:
