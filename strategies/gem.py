@@ -71,16 +71,19 @@ def solve_dual(gram: Matrix, dots: Vector, margin: float = 0.0, ridge: float = 0
     """
     matrix = gram + ridge * np.eye(len(dots))
     linear = dots + matrix @ np.full(len(dots), margin)
+    v = np.full(len(dots), margin)
+    # A column that is zero but for rounding would mislead the active sets; its v has no effect.
+    felt = np.flatnonzero(np.diag(matrix) > 0)
+    if not felt.size:
+        return v
     # In units of each memory gradient's own length: a small one is not taken for rounding.
-    lengths = np.sqrt(np.diag(matrix))
-    unit = 1 / np.where(lengths > 0, lengths, 1)
-    values, vectors = np.linalg.eigh(matrix * np.outer(unit, unit))
+    lengths = np.sqrt(np.diag(matrix)[felt])
+    values, vectors = np.linalg.eigh(matrix[np.ix_(felt, felt)] / np.outer(lengths, lengths))
     kept = values > len(dots) * 1e-14
-    root, directions = np.sqrt(values[kept]), vectors[:, kept].T
-    if not kept.any():
-        return np.full(len(dots), margin)
-    u: Vector = nnls(root[:, None] * directions, -(directions @ (unit * linear)) / root)[0]
-    return margin + unit * u
+    root, directions = np.sqrt(values[kept])[:, None], vectors[:, kept].T
+    constant = directions @ (linear[felt] / lengths) / root[:, 0]
+    v[felt] += nnls(root * directions, -constant)[0] / lengths
+    return v
 
 
 def project(

@@ -49,6 +49,13 @@ def test_two_memories_of_which_one_is_enough():
     np.testing.assert_allclose(v, [1.0, 0.0], atol=1e-12)
 
 
+def test_memories_without_a_gradient_have_no_effect():
+    # Six in two dimensions, three of them zero: rounding makes columns of 1e-16 out of those.
+    rows = [[0, 0], [0, 0], [-1, 0], [0, 0], [1, 1], [-1, 0]]
+    projected = project(torch.tensor([-1.0, 0.0]), torch.tensor(rows, dtype=torch.float32))
+    torch.testing.assert_close(projected, torch.tensor([-0.5, 0.5]))  # along the edge of (1, 1)
+
+
 @given(cones(), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 1e-3, 1.0]))
 def test_the_projection_is_optimal_on_any_cone(cone, margin, ridge):
     gradient, memories = cone
