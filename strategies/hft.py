@@ -1,24 +1,24 @@
 """Half fine-tuning: a random half of each transformer layer's matrices learns, the other is frozen.
 
-    theta_k <- theta_k - (optimizer's step)  for a random half of the blocks k,
-    theta_k <- theta_k                       for the others                  (Hui et al., Eq. 1)
+    theta_k <- theta_k - (the optimizer's step)    for a random half of the blocks k
+    theta_k <- theta_k                             for the others
 
-HFT (Hui et al., arXiv 2404.18466), section 3, at its category level. In each layer two of the four
-attention matrices are frozen; of the three MLP matrices one or two, such that half of the layers
-freeze two; and half of the norms. Embeddings and output head are always updated. HFT draws once per
-stage of training (`redraw: task`); the MoFO paper (arXiv 2407.20999, section 4) redraws at each
-iteration (`redraw: step`, the default), for which HFT is a block coordinate descent. Left open
-there, and chosen here: the layers that freeze one more of an odd number are drawn anew each time,
-so every block is frozen with probability 1/2; the norm after the last layer is always updated.
+Hui et al. (arXiv 2404.18466), at its category level: in each layer two of the four attention
+matrices are frozen; of the three MLP matrices two in half of the layers, one in the others; and
+half of the norms. Embeddings and output head are always updated. There, one draw serves a whole
+round of fine-tuning (`redraw: task`); as the MoFO paper describes HFT (arXiv 2407.20999, section
+4.2), each iteration draws anew (`redraw: step`, the default), a block coordinate descent. Chosen
+here: which layers freeze one more of an odd number is drawn too, so that every block is frozen with
+probability 1/2; the norm after the last layer is always updated.
 
 A block is what one module owns: a matrix with its bias, or the adapters of one matrix (lora's A
 and B). Its category is the part of the layer it lies in (`self_attn`, `mlp`), or the norms. Where a
 layer has no such parts, all its matrices are one category.
 
-For the step a frozen block might not be there: it has no gradient, and neither its value nor its
-moments nor its optimizer's step count change; no decay. Penalties, projections and the gradient's
-norm see the updated half only. With MoFO, `update_fraction` is that of each updated tensor, so a
-step moves about half as much as MoFO alone.
+To a frozen block the step does not happen: it has no gradient and no decay, and neither its value
+nor its moments nor its own count of steps (for bias correction) change. Penalties, projections and
+the gradient's norm see the updated half only. With MoFO, `update_fraction` is that of each updated
+tensor, so a step moves about half as much as MoFO alone.
 
 Cost: no memory. The gradients of the frozen weights are not computed: with N weights in layers, a
 step takes about 5N instead of 6N floating-point operations per token, and half the optimizer's.

@@ -172,7 +172,7 @@ def test_interleaving_needs_room_for_two(tiny):
     ("settings", "count"),
     [
         (["replay.ratio=0.29"], 5),  # floor(5.8)
-        (["replay.ratio=0.35"], 7),  # floor(7), though 0.35 * 20 in floats could be below it
+        (["replay.ratio=0.35"], 7),
         (["replay.ratio=0.01"], 1),  # at least one
         (["replay.size=4"], 4),
         (["replay.size=30"], 20),  # all there are
@@ -185,6 +185,12 @@ def test_how_many_rows_are_kept(tiny, settings, count):
     assert len(indices) == count
     if "replay.selection=random" not in settings:
         assert indices == list(range(count))
+
+
+def test_the_ratio_is_the_decimal_as_written(tiny):
+    loop, *_ = run(tiny, "replay.ratio=0.58", train=50, tasks=TASKS[:1])
+    assert math.floor(0.58 * 50) == 28  # in floats
+    assert len(loop.strategies[0].buffer) == 29
 
 
 def test_random_rows_depend_on_the_seed_alone(tiny):
