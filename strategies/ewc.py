@@ -15,7 +15,8 @@ per step, before clipping.
 
 `variant: trace` is what TRACE's code (2310.06762) does: F gathers the squared gradients of the
 training steps themselves, the penalty's included, over their number per epoch; the only anchor is
-the last task's weights.
+the last task's weights. A penalty that feeds on itself can run away (`ewc.ratio` then grows without
+bound): lower `strength` or the learning rate.
 
 With MoFO the penalty is part of the momentum that chooses what moves, so an entry may be chosen to
 be pulled back. With LoRA it is on the adapters.
