@@ -44,6 +44,10 @@ EMBEDDED = "trace-mini"
 """The name of the embedded suite; its tasks are those of `trace`."""
 
 
+SWEEP = "sweep"
+"""The recipe key under which a list of runs stands (`cl_mofo.expansion`)."""
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are refused, values do not change once set."""
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from cl_mofo.config import Recipe
+from cl_mofo.config import SWEEP, Recipe
 from cl_mofo.errors import UserError, nearest
 from cl_mofo.strategy import PHASES, Strategy
 from cl_mofo.task import Task
@@ -141,7 +141,8 @@ def _strategies(modules: Sequence[ModuleType]) -> Iterator[tuple[str, type[Strat
 def _check_strategy(strategy: type[Strategy], file: str) -> None:
     """Refuse what would not work as part of a recipe or of a folder's name."""
     where = f"{file}: strategy {strategy.__name__}"
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", strategy.name) or strategy.name in Recipe.model_fields:
+    reserved = {*Recipe.model_fields, SWEEP}
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", strategy.name) or strategy.name in reserved:
         raise UserError(
             f"{where}: its name is {strategy.name!r}; use small letters, digits, '_' and '-', a "
             f"letter first, and none of the recipe's own keys"

@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any
 
-from cl_mofo.config import Recipe
+from cl_mofo.config import SWEEP, Recipe
 from cl_mofo.errors import UserError, nearest
 from cl_mofo.mappings import assign, merge, section
-from cl_mofo.recipes import SWEEP
 
 KEYS = ("rows", "vary")
 DEEPEST = 3

@@ -11,11 +11,11 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from cl_mofo.config import Recipe
+from cl_mofo.config import SWEEP, Recipe
 from cl_mofo.data.check import FolderCheck
 from cl_mofo.discovery import registry
 from cl_mofo.expansion import expand, strategy_of
-from cl_mofo.recipes import SWEEP, builtin_recipes, read_recipe
+from cl_mofo.recipes import builtin_recipes, read_recipe
 from cl_mofo.strategy import settings
 
 

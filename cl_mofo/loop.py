@@ -326,7 +326,7 @@ class Loop(SupervisedTemplate):
         with without_dropout(self.model):
             for micro in batch:
                 loss = self.loss_on(micro.to(self.device))[1] / supervised
-                loss.backward()
+                torch.autograd.backward(loss)
                 total += loss.detach()
         return total.item()
 

@@ -13,13 +13,14 @@ import torch
 def random_state() -> dict[str, Any]:
     """Return the states of Python's, numpy's and torch's generators (CUDA's too, if it is used)."""
     version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    legacy: Any = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = legacy
     state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
         "numpy": [kind, keys.tolist(), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         state["cuda"] = {str(i): s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return state
 

@@ -10,15 +10,13 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from cl_mofo.config import EMBEDDED, TINY, Recipe
+from cl_mofo.config import EMBEDDED, SWEEP, TINY, Recipe
 from cl_mofo.errors import UserError, nearest
 from cl_mofo.mappings import merge, override, parsed, section
 
 DEFAULT_RECIPE = "trace-mini"
 SUITE_KEYS = {"data", "tasks", "evaluation"}
 """What of the default recipe belongs to its suite; the rest belongs to its model."""
-SWEEP = "sweep"
-"""The key that makes a recipe a list of runs (expansion.py); the recipe of one run has none."""
 
 
 def builtin_recipes() -> dict[str, str]:

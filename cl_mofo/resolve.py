@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cl_mofo.config import PROTOCOLS, Recipe, Section
+from cl_mofo.config import PROTOCOLS, SWEEP, Recipe, Section
 from cl_mofo.discovery import Registry, registry
 from cl_mofo.errors import UserError, closest, hint, nearest
-from cl_mofo.recipes import SWEEP, import_paths
+from cl_mofo.recipes import import_paths
 from cl_mofo.strategy import Strategy, compose, parse_names
 
 RESERVED = {"strategies"}

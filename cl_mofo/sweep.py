@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_mofo.claim import MOVE, State, claim, clear, state
-from cl_mofo.config import DataConfig, Recipe
+from cl_mofo.config import SWEEP, DataConfig, Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
@@ -23,7 +23,7 @@ from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.expansion import Sweep, expand, laid_over, read_sweep, strategy_of
 from cl_mofo.folder import RunFolder
 from cl_mofo.observer import Observer
-from cl_mofo.recipes import SWEEP, Request, read_request
+from cl_mofo.recipes import Request, read_request
 from cl_mofo.resolve import resolve
 from cl_mofo.strategy import parse_names
 

@@ -106,6 +106,7 @@ def test_files_that_cannot_be_imported(tmp_path, name, text, message):
     ("line", "message"),
     [
         ("name = 'optimizer'", "none of the recipe's own keys"),
+        ("name = 'sweep'", "none of the recipe's own keys"),
         ("name = '../../escape'", "use small letters"),
         ("name = 'a+b'", "use small letters"),
         ("name = 'x'; phases = frozenset({'later'})", "unknown phases"),
