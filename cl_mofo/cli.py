@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn, Optional
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -40,11 +40,11 @@ app = typer.Typer(
 )
 
 ImportOption = Annotated[
-    Optional[list[Path]],  # noqa: UP045
+    list[Path] | None,
     typer.Option("--import", metavar="FILE.py", help="Python file with tasks or strategies."),
 ]
 SetOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, e.g. optimizer.lr=5e-4."),
 ]
 
@@ -68,25 +68,20 @@ def _root(
 )
 def run(
     recipe: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(help="A built-in recipe (cl-mofo list runs) or a YAML file."),
+        str | None, typer.Argument(help="A built-in recipe (cl-mofo list runs) or a YAML file.")
     ] = None,
     model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="A model folder, a hub name, or 'tiny' (embedded)."),
+        str | None, typer.Option(help="A model folder, a hub name, or 'tiny' (embedded).")
     ] = None,
-    data: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="The folder of TRACE's tasks."),
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="The folder of TRACE's tasks.")] = None,
     strategy: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             help="A strategy, or several joined by '+'; of a recipe of several runs, which to run."
         ),
     ] = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(
             help="The run folder to make; default: a fresh one under outputs/. For a recipe of "
             "several runs, the folder of their folders; default: outputs/RECIPE."
@@ -116,14 +111,9 @@ def run(
     try:
         if request.several:
             left = "the same command goes on with the run that was stopped"
-            from cl_mofo.sweep import run_sweep
-
-            run_sweep(request, out=out, observer=console)
+            cl_mofo.run_sweep(request, out=out, observer=console)
         else:
-            checked = resolve(request.complete())
-            from cl_mofo.experiment import run as execute
-
-            execute(checked, out=out, observer=console)
+            cl_mofo.run(resolve(request.complete()), out=out, observer=console)
     except KeyboardInterrupt:
         console.stop()
         _stop(f"interrupted; {left}", 130)
@@ -146,20 +136,11 @@ def report(
         bool, typer.Option("--paper", help="Add the MoFO paper's Table 2 beside ours.")
     ] = False,
     figures: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Also draw the heat maps and curves into this folder."),
+        Path | None, typer.Option(help="Also draw the heat maps and curves into this folder.")
     ] = None,
 ) -> None:
     """Print one table over runs: OP, BWT, what was learned, and each task's final score."""
-    from cl_mofo.report import (
-        FORMATS,
-        comparison_table,
-        draw,
-        entries,
-        load_runs,
-        notes,
-        render,
-    )
+    from cl_mofo.report import FORMATS, comparison_table, draw, entries, load_runs, notes, render
 
     if form not in FORMATS:
         raise UserError(f"--format {form}: choose {', '.join(FORMATS)}")
@@ -174,18 +155,14 @@ def report(
         print(f"Drawn to {figures}: {', '.join(draw(found, figures))}", file=sys.stderr)
 
 
-@app.command(
-    "check-data",
-    epilog=_examples("cl-mofo check-data ./TRACE-5000 --model ./TinyLlama"),
-)
+@app.command("check-data", epilog=_examples("cl-mofo check-data ./TRACE-5000 --model ./TinyLlama"))
 def check_data(
     path: Annotated[Path, typer.Argument(help="The folder of a suite, such as TRACE's.")],
     recipe: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="A recipe whose tasks and budgets are meant."),
+        str | None, typer.Option(help="A recipe whose tasks and budgets are meant.")
     ] = None,
     model: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="The model whose tokens are counted; default: the embedded one."),
     ] = None,
     assignments: SetOption = None,
@@ -197,17 +174,17 @@ def check_data(
     from cl_mofo.data.check import check_folder
     from cl_mofo.data.plan import plan_tasks
     from cl_mofo.discovery import registry
-    from cl_mofo.recipes import raw_recipe
+    from cl_mofo.recipes import read_request
     from cl_mofo.resolve import resolve
 
-    raw = raw_recipe(
+    request = read_request(
         recipe,
         model=model or TINY,
         data=str(path),
         assignments=assignments or (),
         imports=imports or (),
     )
-    checked = resolve(raw)
+    checked = resolve(request.complete())
     plans = plan_tasks(checked, registry(checked.imports))
     from cl_mofo.model import load_tokenizer
 
@@ -232,11 +209,7 @@ def list_things(
     """List what can be named: strategies, tasks or runs."""
     from cl_mofo import listing
 
-    listings = {
-        "strategies": listing.strategies,
-        "tasks": listing.tasks,
-        "runs": listing.runs,
-    }
+    listings = {"strategies": listing.strategies, "tasks": listing.tasks, "runs": listing.runs}
     if what not in listings:
         raise UserError(f"list {what}: choose {', '.join(listings)}")
     terminal().print(listings[what](tuple(imports or ())))
