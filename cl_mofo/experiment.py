@@ -17,10 +17,11 @@ from cl_mofo.config import Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
+from cl_mofo.errors import TrainingError
 from cl_mofo.folder import RunFolder
 from cl_mofo.manifest import manifest, now
 from cl_mofo.observer import Observer
-from cl_mofo.recipes import raw_recipe, to_mapping
+from cl_mofo.recipes import read_request, to_mapping
 from cl_mofo.resolve import resolve, strategies_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def run(
         folder.write_json("manifest.json", record | {"finished": now()})
     except BaseException as error:
         folder.log.error("stopped: %s: %s", type(error).__name__, error)
+        if isinstance(error, TrainingError):
+            folder.write_json("manifest.json", record | {"diverged": str(error)})
         raise
     finally:
         folder.close()
@@ -89,7 +92,8 @@ def as_recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     """Return a checked recipe from any of the forms `run` takes."""
     if isinstance(config, Recipe):
         return config if config.strategies else resolve(to_mapping(config))
-    return resolve(raw_recipe(config if isinstance(config, Mapping) else str(config)))
+    request = read_request(config if isinstance(config, Mapping) else str(config))
+    return resolve(request.complete())
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
