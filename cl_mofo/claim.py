@@ -17,13 +17,12 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-import yaml
-
 from cl_mofo.config import Recipe
 from cl_mofo.errors import UserError
 from cl_mofo.mappings import parsed
-from cl_mofo.recipes import to_mapping
+from cl_mofo.recipes import import_paths, to_mapping
 from cl_mofo.report import load_results
+from cl_mofo.resolve import resolve
 from cl_mofo.strategy import parse_names
 
 LOCKS = ".locks"
@@ -33,8 +32,8 @@ MOVE = "Move it away, or give another --out"
 class State(Enum):
     """How far a run's folder has come."""
 
-    FRESH = "fresh"
-    UNFINISHED = "unfinished"
+    OPEN = "not there, empty, or of a run that was stopped"
+    DIVERGED = "diverged"
     FINISHED = "finished"
 
 
@@ -63,46 +62,35 @@ def claim(folder: Path) -> Iterator[bool]:
 
 
 def state(folder: Path, recipe: Recipe) -> State:
-    """Return how far a folder has come with a recipe.
+    """Return how far a folder has come with a recipe; nothing is changed.
 
     Raises:
         UserError: it holds something else than a run of this recipe, or cannot be read.
     """
     try:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return State.FRESH
+            return State.OPEN
         text = (folder / "recipe.yaml").read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: there is something, but no run's recipe.yaml. {MOVE}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{folder}: cannot be read: {error}") from error
-    kept = parsed(text, f"{folder}/recipe.yaml")
-    if differing := _differences(kept, recipe):
+    if differing := _differences(parsed(text, f"{folder}/recipe.yaml"), recipe, folder):
         raise UserError(f"{folder}: holds a run of another recipe: {differing}. {MOVE}")
+    record = manifest_of(folder)
+    if "diverged" in record:
+        return State.DIVERGED
     # results.json calls a run finished once all is scored, the manifest once all is written.
-    written = "finished" in _manifest(folder) and (folder / "results.json").exists()
-    return State.FINISHED if written and load_results(folder).finished else State.UNFINISHED
+    written = "finished" in record and (folder / "results.json").exists()
+    return State.FINISHED if written and load_results(folder).finished else State.OPEN
 
 
-def clear(folder: Path) -> None:
-    """Empty the folder of an unfinished run, its recipe.yaml last: a stop between is no harm.
+def manifest_of(folder: Path) -> Mapping[str, Any]:
+    """Return what a run's manifest.json holds, nothing where there is none.
 
     Raises:
-        UserError: something in it cannot be removed.
+        UserError: it cannot be read.
     """
-    kept = folder / "recipe.yaml"
-    try:
-        for item in folder.iterdir():
-            if item.is_dir() and not item.is_symlink():
-                shutil.rmtree(item)
-            elif item != kept:
-                item.unlink()
-        kept.unlink()
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be emptied: {error}") from error
-
-
-def _manifest(folder: Path) -> Mapping[str, Any]:
     file = folder / "manifest.json"
     try:
         found = json.loads(file.read_bytes())
@@ -113,31 +101,50 @@ def _manifest(folder: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _differences(kept: Any, recipe: Recipe) -> str:
-    """Name the keys in which a kept recipe is not this one, leaving out strategies not at work."""
-    if not isinstance(kept, Mapping):
-        return "its recipe.yaml is no mapping of keys"
-    wanted = yaml.safe_load(yaml.safe_dump(to_mapping(recipe)))
+def clear(folder: Path) -> None:
+    """Empty the folder of an unfinished run, its recipe.yaml last: a stop between is no harm.
+
+    Raises:
+        UserError: something in it cannot be removed.
+    """
+    kept = folder / "recipe.yaml"
+    try:
+        for item in folder.iterdir() if folder.exists() else ():
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            elif item != kept:
+                item.unlink()
+        kept.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be emptied: {error}") from error
+
+
+def _differences(kept: Any, recipe: Recipe, folder: Path) -> str:
+    """Name the keys in which a kept recipe is not this one, leaving out strategies not at work.
+
+    Raises:
+        UserError: the kept recipe is none, or was one only for other versions or imports.
+    """
     names = {*Recipe.model_fields, *parse_names(recipe.strategy)}
-    theirs, ours = (
-        {key: value for key, value in _flat(mapping) if key.split(".")[0] in names}
-        for mapping in (kept, wanted)
-    )
-    absent = object()
+    try:
+        if not isinstance(kept, Mapping):
+            raise UserError("it is no mapping of keys")
+        if import_paths(kept.get("imports")) != recipe.imports:  # other code, which is not to run
+            raise UserError(f"its imports are {brief(kept.get('imports'))}")
+        found = resolve({key: value for key, value in kept.items() if key in names})
+    except UserError as error:
+        raise UserError(f"{folder}: its recipe.yaml is not valid here: {error}. {MOVE}") from error
+    theirs, ours = (dict(_flat(to_mapping(each))) for each in (found, recipe))
     return ", ".join(
-        f"{key} ({_told(theirs, key)} there, {_told(ours, key)} here)"
-        for key in dict.fromkeys([*ours, *theirs])
-        if theirs.get(key, absent) != ours.get(key, absent)
+        f"{key} ({brief(theirs[key])} there, {brief(value)} here)"
+        for key, value in ours.items()
+        if key.split(".")[0] in names and theirs[key] != value
     )
 
 
-def _flat(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+def _flat(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}.{sub}", below) for sub, below in value.items())
         else:
-            yield str(key), value
-
-
-def _told(mapping: Mapping[str, Any], key: str) -> str:
-    return brief(mapping[key]) if key in mapping else "nothing"
+            yield key, value

@@ -66,7 +66,7 @@ def _what_runs(name: str, recipe: Mapping[str, Any]) -> str:
     """Return the strategy of a recipe, or how many a sweep runs: `11 strategies x 3 seeds`."""
     if SWEEP not in recipe:
         return str(recipe.get("strategy", ""))
-    runs = [run for _, run in expand(read_recipe(name))]
+    runs = list(expand(read_recipe(name)).values())
     default = Recipe.model_fields["seed"].default
     strategies = sorted({strategy_of(run) for run in runs})
     seeds = len({run.get("seed", default) for run in runs})

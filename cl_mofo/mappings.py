@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from reprlib import repr as brief
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
+from cl_mofo.config import SWEEP
 from cl_mofo.errors import UserError
+
+DEEPEST = 3
+"""Mappings within mappings that a recipe has: `tasks.epochs.FOMC`."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,7 +46,7 @@ def parsed(text: str, where: str) -> Any:
 
 
 def override(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Apply `key.subkey=value` assignments, whose values are YAML, on a copy of a recipe.
+    """Lay `key.subkey=value` assignments, whose values are YAML, over a recipe, the later winning.
 
     Raises:
         UserError: an assignment has no `=`, or its value is not YAML.
@@ -51,37 +54,38 @@ def override(recipe: Mapping[str, Any], assignments: Iterable[str]) -> dict[str,
     result = dict(recipe)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not all(part.strip() for part in key.split(".")):
+        parts = [part.strip() for part in key.split(".")]
+        if not equals or not all(parts):
             raise UserError(f"--set {assignment}: write key=value, as in --set optimizer.lr=5e-4")
         value = parsed(text, f"--set {assignment}")
-        *sections, last = (part.strip() for part in key.split("."))
-        result = assign(result, sections, last, value, f"--set {assignment}")
+        result = merge(result, nested(".".join(parts), value))
     return result
 
 
-def assign(
-    node: Mapping[str, Any], sections: Sequence[str], last: str, value: Any, where: str
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Return the mapping in which a dotted key has a value; what `sweep.vary` holds is one key."""
+    parts = key.split(".", 2 if key.startswith(f"{SWEEP}.vary.") else -1)
+    for part in reversed(parts):
+        value = {part: value}
+    return dict(value)
+
+
+def merge(
+    below: Mapping[str, Any], above: Mapping[str, Any], deep: int = DEEPEST
 ) -> dict[str, Any]:
-    """Return a copy of a mapping with `last` set in the section that `sections` leads to.
+    """Lay one mapping over another, key by key; an empty section changes nothing.
 
-    Raises:
-        UserError: a section on the way is a value; the text opens with `where`.
+    Args:
+        below: what is covered.
+        above: what wins.
+        deep: how many mappings within one another are merged; more are taken whole.
     """
-    if not sections:
-        return {**node, last: value}
-    below = node.get(sections[0]) or {}
-    if not isinstance(below, Mapping):
-        raise UserError(f"{where}: '{sections[0]}' is the value {brief(below)}, not a section")
-    inner = assign(below, sections[1:], last, value, where)
-    return {**node, sections[0]: inner}
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one mapping over another, section by section; an empty section changes nothing."""
     merged = {**below, **above}
-    for key in below.keys() & above.keys():
-        if isinstance(below[key], Mapping) and isinstance(above[key], (Mapping, type(None))):
-            merged[key] = {**below[key], **(above[key] or {})}
+    for key in below.keys() & above.keys() if deep > 1 else ():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            merged[key] = merge(below[key], above[key], deep - 1)
+        elif isinstance(below[key], Mapping) and above[key] is None and deep == DEEPEST:
+            merged[key] = below[key]
     return merged
 
 

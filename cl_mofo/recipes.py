@@ -82,7 +82,12 @@ class Request:
         return SWEEP in self.given or SWEEP in self.asked
 
     def complete(self) -> dict[str, Any]:
-        """Return one recipe, with the embedded suite's and model's own keys filled in.
+        """Return one recipe: the given one, and over it what was asked.
+
+        What neither says is `config.py`'s to say; but what belongs to the embedded suite and to the
+        embedded model is taken from the recipe that runs them. They are also what runs where no
+        suite and no model is named, except that a recipe's file on another suite has the default
+        model.
 
         Raises:
             UserError: `imports` names something else than files.
@@ -144,34 +149,6 @@ def read_request(
     return Request(
         given, asked, imports, Path(recipe).name.removesuffix(".yaml").removesuffix(".yml")
     )
-
-
-def raw_recipe(
-    recipe: str | Mapping[str, Any] | None = None,
-    *,
-    model: str | None = None,
-    data: str | None = None,
-    strategy: str | None = None,
-    assignments: Sequence[str] = (),
-    imports: Sequence[Path] = (),
-) -> dict[str, Any]:
-    """Merge a recipe, the command line's options and its `--set`, the later winning.
-
-    What none of them says is `config.py`'s to say; but what belongs to the embedded suite and to
-    the embedded model is taken from the recipe that runs them. They are also what runs where no
-    suite and no model is named, except that a recipe's file on another suite has the default model.
-
-    The arguments, and what is raised, are those of `read_request`.
-    """
-    request = read_request(
-        recipe,
-        model=model,
-        data=data,
-        strategy=strategy,
-        assignments=assignments,
-        imports=imports,
-    )
-    return request.complete()
 
 
 def import_paths(value: Any) -> tuple[Path, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from reprlib import repr as brief
@@ -133,8 +132,7 @@ def _unknown_keys(core: Mapping[str, Any], known: Registry) -> list[str]:
     for key, value in core.items():
         if key not in keys:
             # A sweep is no key of one run, so it is hinted at, but not among the known ones.
-            listed = difflib.get_close_matches(str(key), [SWEEP], cutoff=0.8)
-            near = nearest(str(key), listed or keys) or _near_leaf(str(key), leaves)
+            near = nearest(str(key), [*keys, SWEEP]) or _near_leaf(str(key), leaves)
             meant = _same_leaf(str(key), leaves) or near
             problems.append(f"unknown recipe key '{key}'{meant}; known: {', '.join(keys)}")
         elif key in sections and isinstance(value, Mapping):

@@ -14,22 +14,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cl_mofo.claim import MOVE, State, claim, clear, state
+from cl_mofo.claim import MOVE, State, claim, clear, manifest_of, state
 from cl_mofo.config import SWEEP, DataConfig, Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
 from cl_mofo.errors import TrainingError, UserError
-from cl_mofo.expansion import Sweep, expand, laid_over, read_sweep, strategy_of
+from cl_mofo.expansion import Sweep, read_sweep, strategy_of
 from cl_mofo.folder import RunFolder
+from cl_mofo.mappings import merge
 from cl_mofo.observer import Observer
 from cl_mofo.recipes import Request, read_request
 from cl_mofo.resolve import resolve
 from cl_mofo.strategy import parse_names
 
-__all__ = ["expand", "plan_sweep", "run_sweep"]
-
-SKIPPED = {None: "another process is running it", State.FINISHED: "already finished"}
+SKIPPED = {
+    None: "another process is running it",
+    State.FINISHED: "already finished",
+    State.DIVERGED: "it diverged",
+}
 
 
 def run_sweep(
@@ -53,7 +56,7 @@ def run_sweep(
     Raises:
         UserError: something has to be mended; if it is in the recipe, the data or the folders,
             then before the first run, for all runs at once.
-        TrainingError: runs diverged; all others are done.
+        TrainingError: runs diverged, now or before; all others are done.
     """
     if not isinstance(recipe, Request):
         recipe = read_request(recipe if isinstance(recipe, Mapping) else str(recipe))
@@ -71,19 +74,20 @@ def run_sweep(
             if found is State.FINISHED:
                 stored = json.loads((folder / "results.json").read_text("utf-8"))
                 results.append(stored | {"folder": str(folder)})
-            if found in SKIPPED:
-                continue
-            if found is State.UNFINISHED:
+            elif found is State.DIVERGED:
+                diverged.append(f"run {name}: {manifest_of(folder)['diverged']}")
+            elif found is State.OPEN:
                 clear(folder)
-            try:
-                results.append(_run(checked, folder, observer))
-            except TrainingError as error:
-                diverged.append(f"run {name}: {error}")
-                observer.diverged(error)
+                try:
+                    results.append(_run(checked, folder, observer))
+                except TrainingError as error:
+                    diverged.append(f"run {name}: {error}")
+                    observer.diverged(error)
     observer.swept(root)
     if diverged:
         told = f"{len(diverged)} of {len(runs)} runs diverged, which stopped no other:"
-        raise TrainingError("\n".join([told, *diverged]))
+        again = f"They are not run again until their folders in {root} are deleted."
+        raise TrainingError("\n".join([told, *diverged, again]))
     return results
 
 
@@ -96,16 +100,18 @@ def plan_sweep(request: Request) -> dict[str, Recipe]:
     Raises:
         UserError: naming everything that is wrong, and in which runs.
     """
-    asked = {key: value for key, value in request.asked.items() if key != SWEEP}
-    given = {key: value for key, value in request.given.items() if key != SWEEP}
-    sweep = read_sweep(laid_over(request.given.get(SWEEP), request.asked.get(SWEEP)))
-    vary = {key: _asked_value(asked, key, values) for key, values in sweep.vary.items()}
-    wanted = asked.get("strategy")
+    sweep = read_sweep(merge(request.given, request.asked).get(SWEEP))
+    given, asked = (
+        {key: value for key, value in keys.items() if key != SWEEP}
+        for keys in (request.given, request.asked)
+    )
+    wanted = asked.pop("strategy", None)
     if wanted is not None and not sweep.names_strategies:
         given["strategy"], wanted = wanted, None
-    raw = dict(Sweep(sweep.rows, vary).over(given))
+    vary = {key: _asked_value(asked, key, values) for key, values in sweep.vary.items()}
+    raw = Sweep(sweep.rows, vary).over(given)
     if wanted is not None:
-        raw, asked = _selected(raw, str(wanted)), {k: asked[k] for k in asked.keys() - {"strategy"}}
+        raw = _selected(raw, str(wanted))
     recipes: dict[str, Recipe] = {}
     problems: dict[str, list[str]] = {}
     loaded: set[tuple[DataConfig, tuple[str, ...]]] = set()
@@ -120,7 +126,7 @@ def plan_sweep(request: Request) -> dict[str, Recipe]:
             problems.setdefault(str(error), []).append(name)
             continue
         if twin := next((n for n, other in recipes.items() if other == recipe), None):
-            problems.setdefault(f"the recipe is that of {twin}", []).append(name)
+            problems.setdefault(f"the run is the same as {twin}", []).append(name)
         recipes[name] = recipe
     if problems:
         raise UserError("\n".join(f"{_which(n, len(raw))}: {p}" for p, n in problems.items()))
@@ -133,10 +139,8 @@ def _which(names: Sequence[str], total: int) -> str:
     return f"run{'s' * (len(names) > 1)} {', '.join(names)}"
 
 
-def _asked_value(asked: Mapping[str, Any], key: str, values: Any) -> Any:
+def _asked_value(asked: Mapping[str, Any], key: str, values: Sequence[Any]) -> Sequence[Any]:
     """Return the values of a varied key, or the one that the command line sets."""
-    if key == "strategy":
-        return values
     node: Any = asked
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -145,13 +149,9 @@ def _asked_value(asked: Mapping[str, Any], key: str, values: Any) -> Any:
     return [node]
 
 
-def _selected(runs: Mapping[str, Mapping[str, Any]], wanted: str) -> dict[str, Any]:
-    names = frozenset(parse_names(wanted))
-    found = {
-        name: run
-        for name, run in runs.items()
-        if frozenset(part.strip() for part in strategy_of(run).split("+")) == names
-    }
+def _selected(runs: Mapping[str, dict[str, Any]], wanted: str) -> dict[str, dict[str, Any]]:
+    names = {*parse_names(wanted)}
+    found = {n: run for n, run in runs.items() if {*parse_names(strategy_of(run))} == names}
     if not found:
         there = dict.fromkeys(map(strategy_of, runs.values()))
         raise UserError(f"--strategy {wanted}: no run of the sweep; there are: {', '.join(there)}")
@@ -170,16 +170,12 @@ def _check_folders(root: Path, runs: Mapping[str, Recipe]) -> None:
         RunFolder.check(root)
     problems = []
     for name, recipe in runs.items():
-        folder = root / name
         try:
-            state(folder, recipe)
-        except UserError:
+            state(root / name, recipe)
+        except UserError as error:
             # Between two files of a live run its folder may look like anything.
-            with claim(folder) as free:
-                try:
-                    if free:
-                        state(folder, recipe)
-                except UserError as error:
+            with claim(root / name) as free:
+                if free:
                     problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))

@@ -10,8 +10,8 @@ from cl_mofo.recipes import (
     SWEEP,
     builtin_recipes,
     override,
-    raw_recipe,
     read_recipe,
+    read_request,
     to_mapping,
 )
 from cl_mofo.resolve import resolve
@@ -28,7 +28,7 @@ def test_defaults_are_the_papers():
 
 def _runs(name):
     recipe = read_recipe(name)
-    return [run for _, run in expand(recipe)] if SWEEP in recipe else [recipe]
+    return list(expand(recipe).values()) if SWEEP in recipe else [recipe]
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
@@ -60,6 +60,35 @@ def test_set_does_not_change_what_it_was_given():
     given = {"data": {"suite": "trace"}}
     override(given, ["data.suite=trace-mini"])
     assert given == {"data": {"suite": "trace"}}
+
+
+@pytest.mark.parametrize(
+    ("below", "text", "expected"),
+    [
+        ({"FOMC": 1, "Py150": 2}, "tasks.epochs.FOMC=3", {"FOMC": 3, "Py150": 2}),
+        ({"FOMC": 1, "Py150": 2}, "tasks.epochs=3", 3),
+        ({"FOMC": 1, "Py150": 2}, "tasks.epochs=null", None),
+        (5, "tasks.epochs.FOMC=3", {"FOMC": 3}),
+        ({"FOMC": 1, "Py150": 2}, "tasks=null", {"FOMC": 1, "Py150": 2}),
+    ],
+)
+def test_set_changes_one_task_and_leaves_the_others(below, text, expected):
+    request = read_request({"tasks": {"epochs": below}}, assignments=[text])
+    assert resolve(request.complete()).tasks.epochs == expected
+
+
+def _at_work(raw):
+    recipe = resolve(raw)
+    names = recipe.strategy.split("+")
+    return recipe.model_copy(update={"strategies": {n: recipe.strategies[n] for n in names}})
+
+
+def test_the_rows_of_table2_are_its_single_recipes():
+    names = [n for n in builtin_recipes() if n.startswith("table2-")]
+    single = {n: _at_work(r) for n in names if SWEEP not in (r := read_recipe(n))}
+    rows = expand(read_recipe("table2"))
+    assert {f"table2-{n.replace('+', '-')}": _at_work(row) for n, row in rows.items()} == single
+    assert len(single) == 9
 
 
 def test_numbers_in_scientific_notation():
@@ -150,14 +179,14 @@ def test_a_recipe_that_is_not_there():
         read_recipe("trace-mni")
 
 
-@pytest.mark.parametrize("assignment", ["seed", "=3", "a..b=3", "seed=[", "seed.x=3"])
+@pytest.mark.parametrize("assignment", ["seed", "=3", "a..b=3", "seed=["])
 def test_assignments_that_are_none(assignment):
     with pytest.raises(UserError, match="--set"):
         override({"seed": 1}, [assignment])
 
 
 def test_without_options_the_embedded_suite_and_model_run():
-    recipe = resolve(raw_recipe())
+    recipe = resolve(read_request().complete())
     assert (recipe.model.path, recipe.data.suite, recipe.strategy) == ("tiny", "trace-mini", "mofo")
     assert recipe.optimizer.lr == 5e-4
     assert recipe.tasks.epochs == 3
@@ -167,7 +196,7 @@ def test_without_options_the_embedded_suite_and_model_run():
     "asked", [{"data": "/data"}, {"assignments": ["data.suite=trace", "data.path=/data"]}]
 )
 def test_another_suite_brings_its_own_epochs_and_budgets(asked):
-    recipe = resolve(raw_recipe(strategy="sequential", **asked))
+    recipe = resolve(read_request(strategy="sequential", **asked).complete())
     assert (recipe.model.path, recipe.data.suite, recipe.data.path) == ("tiny", "trace", "/data")
     assert recipe.tasks.epochs is recipe.tasks.prompt_tokens is None
     assert recipe.strategy == "sequential"
@@ -176,14 +205,14 @@ def test_another_suite_brings_its_own_epochs_and_budgets(asked):
 
 @pytest.mark.parametrize("asked", [{"model": "/m"}, {"assignments": ["model.path=/m"]}])
 def test_another_model_brings_the_defaults(asked):
-    recipe = resolve(raw_recipe(data="/data", **asked))
+    recipe = resolve(read_request(data="/data", **asked).complete())
     assert (recipe.model.path, recipe.optimizer.lr, recipe.optimizer.batch_size) == ("/m", 1e-5, 64)
     assert recipe.strategies["mofo"].update_fraction == 0.05
 
 
 def test_a_mapping_is_completed_as_the_command_line_is(tmp_path):
     few = {"data": {"train_limit": 8}, "tasks": {"epochs": 1}}
-    recipe = resolve(raw_recipe(few))
+    recipe = resolve(read_request(few).complete())
     assert (recipe.model.path, recipe.data.suite, recipe.data.train_limit) == (
         "tiny",
         "trace-mini",
@@ -192,25 +221,27 @@ def test_a_mapping_is_completed_as_the_command_line_is(tmp_path):
     assert (recipe.tasks.epochs, recipe.tasks.prompt_tokens, recipe.optimizer.lr) == (1, 80, 5e-4)
     file = tmp_path / "few.yaml"
     file.write_text(yaml.safe_dump(few))
-    assert resolve(raw_recipe(str(file))) == recipe
+    assert resolve(read_request(str(file)).complete()) == recipe
 
 
 def test_a_file_on_another_suite_has_the_default_model(tmp_path):
     (tmp_path / "trace.yaml").write_text("data: {path: /data}\noptimizer:\n")
-    recipe = resolve(raw_recipe(str(tmp_path / "trace.yaml")))
+    recipe = resolve(read_request(str(tmp_path / "trace.yaml")).complete())
     assert "TinyLlama" in recipe.model.path
     assert (recipe.data.suite, recipe.optimizer.lr, recipe.tasks.epochs) == ("trace", 1e-5, None)
 
 
 def test_options_win_over_a_named_recipe_and_set_over_options():
-    raw = raw_recipe("table2-mofo", model="/m", data="/d", assignments=["model.path=/n"])
+    raw = read_request(
+        "table2-mofo", model="/m", data="/d", assignments=["model.path=/n"]
+    ).complete()
     recipe = resolve(raw)
     assert (recipe.model.path, recipe.data.path, recipe.optimizer.lr) == ("/n", "/d", 1e-5)
 
 
 @pytest.mark.parametrize("name", ["table2-mofo", "table2-sequential", None])
 def test_traces_protocol_holds_for_every_recipe_of_trace(name):
-    recipe = resolve(raw_recipe(name, data="/d", assignments=["protocol=trace-v1"]))
+    recipe = resolve(read_request(name, data="/d", assignments=["protocol=trace-v1"]).complete())
     assert recipe.optimizer.schedule == "constant"
     assert recipe.tasks.answer_tokens == 512
     assert recipe.evaluation.batch_size == 4
@@ -223,17 +254,17 @@ def test_code_runs_only_if_the_command_line_says_so(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"imports: [{tmp_path / 'mine.py'}]\n")
     with pytest.raises(UserError, match=r"That is code: read it, and allow it with --import"):
-        raw_recipe(str(recipe))
-    allowed = resolve(raw_recipe(str(recipe), imports=[tmp_path / "mine.py"]))
+        read_request(str(recipe)).complete()
+    allowed = resolve(read_request(str(recipe), imports=[tmp_path / "mine.py"]).complete())
     assert allowed.imports == (tmp_path / "mine.py",)
     (tmp_path / "more.py").write_text("y = 2\n")
     recipe.write_text(f"imports: {tmp_path / 'mine.py'}\n")  # one file, not a list of them
     both = [tmp_path / "mine.py", tmp_path / "more.py"]
-    assert resolve(raw_recipe(str(recipe), imports=both)).imports == tuple(both)
+    assert resolve(read_request(str(recipe), imports=both).complete()).imports == tuple(both)
     recipe.write_text("model: {path: x, trust_remote_code: true}\n")
     with pytest.raises(UserError, match="trust_remote_code=true"):
-        raw_recipe(str(recipe))
-    granted = raw_recipe(str(recipe), assignments=["model.trust_remote_code=true"])
+        read_request(str(recipe)).complete()
+    granted = read_request(str(recipe), assignments=["model.trust_remote_code=true"]).complete()
     assert resolve(granted).model.trust_remote_code is True
 
 
