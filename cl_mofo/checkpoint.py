@@ -39,8 +39,9 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def _taken_apart(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        tensors[place] = value.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": place}
+        name = f"{len(tensors)}{place}"  # the number keeps apart keys that have a slash in them
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
     if isinstance(value, Mapping):
         items = []
         for key, below in value.items():

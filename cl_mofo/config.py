@@ -80,7 +80,7 @@ class DataConfig(Section):
     train_limit: PositiveInt | None = None
     eval_limit: PositiveInt | None = None
     test_limit: PositiveInt | None = None
-    """The first so many rows of each task's split."""
+    """The first so many rows of each task's split; `train_limit` also of rows of no task (Lima)."""
 
 
 class TasksConfig(Section):

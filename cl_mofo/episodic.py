@@ -39,8 +39,7 @@ class EpisodicMemory:
     def keep(self, loop: Loop) -> None:
         """Draw from the task just learned, without replacement, by the run's seed and the task."""
         size = min(self.size or loop.recipe.optimizer.batch_size, len(loop.examples))
-        generator = draws(loop, "memory")
-        drawn = generator.choice(len(loop.examples), size, replace=False)
+        drawn = loop.generator("memory").choice(len(loop.examples), size, replace=False)
         self.tasks.append([loop.examples[i] for i in drawn])
 
     def record(self) -> dict[str, Any]:
@@ -56,23 +55,12 @@ class EpisodicMemory:
         self.tasks = [unpack(packed) for packed in state["tasks"]]
 
 
-def draws(loop: Loop, purpose: str, *numbers: int) -> np.random.Generator:
-    """Return a generator that the run's seed, the task under way, and the arguments determine."""
-    seed = [loop.recipe.seed, loop.experience.current_experience, *numbers, *purpose.encode()]
-    return np.random.default_rng(np.random.SeedSequence(seed))
-
-
-def gradients(loop: Loop) -> dict[str, torch.Tensor]:
-    """Return the step's gradients, of all parameters that it moves."""
-    return {n: p.grad for n, p in loop.trainable.items() if p.grad is not None}
-
-
 def memory_gradient(loop: Loop, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
     """Return the gradient on examples, flat, of all parameters that the step may move.
 
     The tensors are the caller's: the step's own gradients begin without them.
     """
-    loop.gradient(loop.micro_batches(examples))
+    loop.replace_gradients(loop.micro_batches(examples))
     taken = {}
     for name, parameter in loop.trainable.items():
         if parameter.requires_grad:

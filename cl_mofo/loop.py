@@ -18,7 +18,7 @@ This is the whole of it, with every place a strategy may act and the Avalanche c
                 clip; optimizer.step()                 # [before|after]_update
                 strategy.after_step(loop)
         strategy.after_experience(loop)
-        strategy.before_evaluation(loop); score; strategy.after_evaluation(loop)
+        with strategy.evaluating(loop): score
 
 One training iteration is one optimizer step on a global batch. Avalanche plugins that only look
 (loggers, loss metrics, whatever calls `stop_training`) work in it; after an iteration `loss` is the
@@ -28,40 +28,31 @@ scored by `cl_mofo.evaluation`.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
+from cl_mofo.backward import accumulate, replace_gradients
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import Recipe
-from cl_mofo.data.batches import MicroBatch, micro_batches
+from cl_mofo.data.batches import MicroBatch
 from cl_mofo.data.plan import TaskPlan
 from cl_mofo.data.records import Record
 from cl_mofo.data.stages import Stage, stage_of
-from cl_mofo.data.tokenise import Encoder, Example
-from cl_mofo.model import LanguageModel, summed_loss, supervised_logits, without_dropout
+from cl_mofo.data.tokenise import Example
+from cl_mofo.model import LanguageModel
 from cl_mofo.resume import Position, loop_state, set_loop_state
-from cl_mofo.strategy import Strategy
+from cl_mofo.services import Services
+from cl_mofo.strategy import STEP_PHASES, Strategy, in_order
 from cl_mofo.update import refuse_broken_weights, update
 
 repair_torchvision()
 
 from avalanche.training.plugins import EvaluationPlugin  # noqa: E402
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
-
-
-def encoder_for(language_model: LanguageModel, plan: TaskPlan, recipe: Recipe) -> Encoder:
-    """Return the encoder of a task's records under a recipe."""
-    return Encoder(
-        language_model.tokenizer,
-        plan.prompt_tokens,
-        plan.answer_tokens,
-        joint=recipe.training.tokenisation == "joint",
-    )
 
 
 def _no_metrics() -> Any:
@@ -71,7 +62,7 @@ def _no_metrics() -> Any:
         return EvaluationPlugin()
 
 
-class Loop(SupervisedTemplate):
+class Loop(Services, SupervisedTemplate):
     """Train a causal language model on one experience after another.
 
     Args:
@@ -79,19 +70,19 @@ class Loop(SupervisedTemplate):
         plans: the tasks; experience i of a benchmark is `plans[i]`.
         recipe: batch, schedule, seed and the rest.
         strategies: in their order of acting (`cl_mofo.strategy.compose`).
-        auxiliary: rows of no task, for replay.
+        auxiliary: rows of no task, for strategies that learn them.
         plugins: Avalanche plugins.
         evaluator: an Avalanche `EvaluationPlugin`, with loss metrics and loggers; none by default.
 
     What hooks may read and change: `model`, `trainable` (its trained parameters by name),
-    `optimizer`, `plan`, `examples` (the task's encoded training split), `stage`, `epoch`, `step`
-    and `total_steps` (of this task), `global_step`, `lr`, the gradients in `model`, `figures` (of
-    this step, for the record), and after a step `step_loss` (mean per supervised token),
+    `optimizer`, `plan`, `task_index`, `examples` (the task's encoded training split), `stage`,
+    `epoch`, `step` and `total_steps` (of this task), `global_step`, `lr`, `gradients()`, `figures`
+    (of this step, for the record), and after a step `step_loss` (mean per supervised token),
     `grad_norm` (before clipping), `step_supervised` (tokens learned), `step_tokens` (all that are
     no padding) and `step_positions` (computed, padding included).
 
-    `state_dict` and `load_state_dict` hold all a run needs to go on between any two steps; the next
-    `train` must then get the experience that was under way.
+    `state_dict` and `load_state_dict` hold all a run needs to go on between any two steps or tasks;
+    the next `train` must then get the experience that was under way, or was next.
     """
 
     def __init__(
@@ -109,12 +100,15 @@ class Loop(SupervisedTemplate):
         self.plans = tuple(plans)
         self.recipe = recipe
         self.strategies = tuple(strategies)
+        self.acting = in_order(self.strategies, STEP_PHASES)
         self.auxiliary = tuple(auxiliary)
         self.plan = self.plans[0]
         self.pad = language_model.tokenizer.eos_token_id
         self.examples: list[Example] = []
         self.stages: list[Stage] = []
-        self.epoch = self.batch = self.step = self.total_steps = self.global_step = 0
+        self.task_index = self.epoch = self.batch = self.step = 0
+        self.total_steps = self.global_step = 0
+        self.begun = False
         self.resumed: Position | None = None
         self.lr = self.grad_norm = 0.0
         self.figures: dict[str, float] = {}
@@ -141,13 +135,6 @@ class Loop(SupervisedTemplate):
         owner = self._owner("optimizer")
         return owner.make_optimizer(list(self.trainable.items()), self.recipe.optimizer)
 
-    def _owner(self, phase: str) -> Strategy:
-        return next((s for s in self.strategies if phase in s.phases), Strategy())
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Return the model's weights under their names in its checkpoint, adapters merged."""
-        return self._owner("model").weights(self.model)
-
     def state_dict(self) -> dict[str, Any]:
         """Return all that a run needs to go on from here, between two steps."""
         return loop_state(self)
@@ -160,33 +147,12 @@ class Loop(SupervisedTemplate):
         """
         set_loop_state(self, state)
 
-    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
-        """Learn experiences one after another, as Avalanche's `train` does.
-
-        Whatever stops a step, strategies first undo what they did to the model for it.
-        """
-        try:
-            return super().train(experiences, eval_streams, **kwargs)
-        except BaseException:
-            for strategy in reversed(self.strategies):
-                strategy.on_failure(self)
-            raise
-
     # Experience: data, optimizer and counters.
-
-    def encoded(self, records: Sequence[Record], plan: TaskPlan | None = None) -> list[Example]:
-        """Encode records within a task's budgets, or within the largest of all tasks'."""
-        plan = plan or dataclasses.replace(
-            self.plan,
-            prompt_tokens=max(p.prompt_tokens for p in self.plans),
-            answer_tokens=max(p.answer_tokens for p in self.plans),
-        )
-        encoder = encoder_for(self.language_model, plan, self.recipe)
-        return [encoder.encode(record["prompt"], record["answer"]) for record in records]
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Encode the experience's records; `batches` draws them anew each epoch."""
-        self.plan = self.plans[self.experience.current_experience]
+        self.task_index = self.experience.current_experience
+        self.plan = self.plans[self.task_index]
         rows = self.adapted_dataset
         self.examples = self.encoded([rows[i] for i in range(len(rows))], self.plan)
         self.stages = [Stage("task", self.examples, self.plan.epochs)]
@@ -196,38 +162,38 @@ class Loop(SupervisedTemplate):
         self.total_steps = sum(stage.steps(size) for stage in self.stages)
         self.epoch = self.batch = self.step = 0
         if self.resumed is not None:
-            self.resumed.set(self)
+            self.resumed.restore(self)
+            self.resumed = None
         self.train_epochs = sum(stage.epochs for stage in self.stages) - self.epoch
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Keep the optimizer across tasks, or start each task with a fresh one (`reset`)."""
-        if self.recipe.optimizer.reset and self.global_step > 0 and self.resumed is None:
+        if self.recipe.optimizer.reset and self.global_step > 0 and not self.begun:
             self.optimizer = self._fresh_optimizer()
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
-        if self.resumed is not None:
-            self.resumed = None
-            return
-        for strategy in self.strategies:
-            strategy.before_experience(self)
+        if not self.begun:
+            self.begun = True
+            for strategy in self.strategies:
+                strategy.before_experience(self)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         refuse_broken_weights(self)
         for strategy in self.strategies:
             strategy.after_experience(self)
         super()._after_training_exp(**kwargs)
+        self.begun = False
+        self.task_index += 1
+        self.epoch = self.batch = self.step = 0
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Let strategies prepare the model for answering, and undo it."""
-        for strategy in self.strategies:
-            strategy.before_evaluation(self)
-        try:
+        with ExitStack() as stack:
+            for strategy in self.strategies:
+                stack.enter_context(strategy.evaluating(self))
             yield
-        finally:
-            for strategy in reversed(self.strategies):
-                strategy.after_evaluation(self)
 
     @property
     def stage(self) -> Stage:
@@ -238,7 +204,7 @@ class Loop(SupervisedTemplate):
         """Return the batches that an epoch of this task takes, the same at each call."""
         return stage_of(self.stages, epoch).batches(
             self.recipe.optimizer.batch_size,
-            (self.recipe.seed, self.experience.current_experience, epoch),
+            (self.recipe.seed, self.task_index, epoch),
             group_by_length=self.recipe.training.group_by_length,
         )
 
@@ -246,15 +212,6 @@ class Loop(SupervisedTemplate):
         """Yield this epoch's steps from `batch` on, each as micro-batches."""
         for examples in self.drawn(self.epoch)[self.batch :]:
             yield self.micro_batches(examples)
-
-    def micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
-        """Split examples into forward passes."""
-        return micro_batches(
-            examples,
-            self.recipe.training.micro_batch_size,
-            self.pad,
-            sort=self.recipe.training.loss == "tokens",
-        )
 
     # One epoch of steps.
 
@@ -265,15 +222,16 @@ class Loop(SupervisedTemplate):
                 break
             self.figures = {}
             self._before_training_iteration(**kwargs)
-            for strategy in self.strategies:
-                strategy.before_step(self)
-            self._accumulate(batch, **kwargs)
-            for strategy in self.strategies:
-                strategy.on_gradients(self)
-            self._before_update(**kwargs)
-            update(self)
-            self._after_update(**kwargs)
-            for strategy in self.strategies:
+            with self.freezing():
+                for strategy in self.acting:
+                    strategy.before_step(self)
+                accumulate(self, batch, **kwargs)
+                for strategy in self.acting:
+                    strategy.on_gradients(self)
+                self._before_update(**kwargs)
+                update(self)
+                self._after_update(**kwargs)
+            for strategy in self.acting:
                 strategy.after_step(self)
             self.batch += 1
             self.step += 1
@@ -283,55 +241,13 @@ class Loop(SupervisedTemplate):
         self.epoch += 1
         self.batch = 0
 
-    def _accumulate(self, batch: Sequence[MicroBatch], **kwargs: Any) -> None:
-        self.optimizer.zero_grad()
-        self.step_supervised = sum(micro.supervised for micro in batch)
-        self.step_tokens = sum(micro.tokens for micro in batch)
-        self.step_positions = sum(micro.input_ids.numel() for micro in batch)
-        self.step_loss = torch.zeros((), device=self.device)
-        for micro in batch:
-            self.micro_batch = micro.to(self.device)
-            self.mbatch = self._avalanche_batch(self.micro_batch)
-            self._before_forward(**kwargs)
-            self.mb_output, loss = self.loss_on(self.micro_batch)
-            self._after_forward(**kwargs)
-            self.loss = loss / self._divisor(micro, len(batch))
-            self.step_loss += self.loss.detach()
-            for strategy in self.strategies:
-                self.loss = strategy.on_loss(self, self.micro_batch, self.loss)
-            self._before_backward(**kwargs)
-            self.backward()
-            self._after_backward(**kwargs)
+    def replace_gradients(self, batch: Sequence[MicroBatch]) -> torch.Tensor:
+        """Replace the gradients in the model by those of a batch's mean loss per supervised token.
 
-    def _avalanche_batch(self, micro: MicroBatch) -> list[torch.Tensor]:
-        task = torch.full((len(micro.input_ids),), self.experience.current_experience)
-        return [micro.input_ids, micro.labels, task]
-
-    def _divisor(self, micro: MicroBatch, micro_batches_in_step: int) -> int:
-        if self.recipe.training.loss == "micro_batches":
-            return max(1, micro.supervised) * micro_batches_in_step
-        return max(1, self.step_supervised)
-
-    def gradient(self, batch: Sequence[MicroBatch]) -> float:
-        """Put the gradient of a batch's mean loss per supervised token where a step's would be.
-
-        For measuring between steps, without dropout: earlier gradients are dropped.
+        For `before_step` and `after_experience`, when there is no step's gradient to lose. Without
+        dropout.
 
         Returns:
-            the loss, in nats.
+            the loss [], in nats.
         """
-        self.optimizer.zero_grad()
-        supervised = max(1, sum(micro.supervised for micro in batch))
-        total = torch.zeros((), device=self.device)
-        with without_dropout(self.model):
-            for micro in batch:
-                loss = self.loss_on(micro.to(self.device))[1] / supervised
-                torch.autograd.backward(loss)
-                total += loss.detach()
-        return total.item()
-
-    def loss_on(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a micro-batch's logits and its loss summed over supervised tokens."""
-        with self.language_model.autocast():
-            logits, labels = supervised_logits(self.model, micro)
-        return logits, summed_loss(logits, labels)
+        return replace_gradients(self, batch)

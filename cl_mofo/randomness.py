@@ -11,7 +11,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Return the states of Python's, numpy's and torch's generators (CUDA's too, if it is used)."""
+    """Return the states of Python's, numpy's and torch's generators (of the CUDA device too)."""
     version, internal, gauss = random.getstate()
     legacy: Any = np.random.get_state(legacy=True)
     kind, keys, position, has_gauss, cached = legacy
@@ -20,8 +20,8 @@ def random_state() -> dict[str, Any]:
         "numpy": [kind, keys.tolist(), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
-        state["cuda"] = {str(i): s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.cuda.is_available() and torch.cuda.default_generators:
+        state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
@@ -32,5 +32,5 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    for index, of_device in state.get("cuda", {}).items():
-        torch.cuda.set_rng_state(of_device, int(index))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

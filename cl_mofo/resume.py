@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,8 @@ class Position:
     """How far a loop has come.
 
     Args:
-        experience: the task under way, from 0.
+        experience: the task under way, or the next one, from 0.
+        begun: whether it is under way.
         epoch: epochs finished in this task.
         batch: steps taken in this epoch.
         step: steps taken in this task.
@@ -27,6 +28,7 @@ class Position:
     """
 
     experience: int
+    begun: bool
     epoch: int
     batch: int
     step: int
@@ -35,24 +37,29 @@ class Position:
     @classmethod
     def of(cls, loop: Loop) -> Position:
         """Return where a loop is."""
-        experience = loop.plans.index(loop.plan)
-        return cls(experience, loop.epoch, loop.batch, loop.step, loop.global_step)
+        names = [field.name for field in fields(cls) if field.name != "experience"]
+        return cls(loop.task_index, **{name: getattr(loop, name) for name in names})
 
-    def set(self, loop: Loop) -> None:
+    def restore(self, loop: Loop) -> None:
         """Put a loop there, whose experience has just been set up.
 
         Raises:
             ValueError: the experience is another one.
         """
-        given = loop.experience.current_experience
-        if given != self.experience:
-            raise ValueError(f"the state is of experience {self.experience}, not of {given}")
-        loop.epoch, loop.batch, loop.step = self.epoch, self.batch, self.step
-        loop.global_step = self.global_step
+        if loop.task_index != self.experience:
+            raise ValueError(
+                f"the state goes on with experience {self.experience}, not {loop.task_index}"
+            )
+        for field in fields(self):
+            if field.name != "experience":
+                setattr(loop, field.name, getattr(self, field.name))
 
 
 def loop_state(loop: Loop) -> dict[str, Any]:
-    """Return a loop's state: tensors, and values that JSON can hold."""
+    """Return a loop's state: tensors, and values that JSON can hold.
+
+    Tensors are the loop's own: save them before the next step.
+    """
     return {
         "position": asdict(Position.of(loop)),
         "model": {name: parameter.detach() for name, parameter in loop.trainable.items()},
@@ -81,12 +88,22 @@ def set_loop_state(loop: Loop, state: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"the state's {name} is {list(shape)}, the model's {list(parameter.shape)}"
             )
+    for strategy in loop.strategies:
+        strategy.load_state_dict(_on(loop.device, state["strategies"][strategy.name]))
+    loop.optimizer.load_state_dict(dict(state["optimizer"]))
     with torch.no_grad():
         for name, parameter in loop.trainable.items():
             parameter.copy_(state["model"][name])
-    loop.optimizer.load_state_dict(dict(state["optimizer"]))
-    for strategy in loop.strategies:
-        strategy.load_state_dict(state["strategies"][strategy.name])
     set_random_state(state["random"])
     loop.resumed = Position(**state["position"])
-    loop.global_step = loop.resumed.global_step
+    loop.task_index = loop.resumed.experience
+    loop.begun, loop.global_step = loop.resumed.begun, loop.resumed.global_step
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """Return a nesting of mappings and lists with its tensors on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _on(device, below) for key, below in value.items()}
+    return [_on(device, below) for below in value] if isinstance(value, list) else value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_mofo.config import Recipe
 from cl_mofo.data.benchmark import make_benchmark
-from cl_mofo.data.plan import TaskPlan
+from cl_mofo.data.plan import TaskPlan, encoder_for
 from cl_mofo.data.records import Record
 from cl_mofo.data.suites import Suite
 from cl_mofo.data.tokenise import Encoder
@@ -18,7 +18,7 @@ from cl_mofo.errors import TrainingError
 from cl_mofo.evaluation import ResultMatrix, mark_unfinished, score
 from cl_mofo.evaluation.generate import answer, answer_loss
 from cl_mofo.folder import RunFolder
-from cl_mofo.loop import Loop, encoder_for
+from cl_mofo.loop import Loop
 from cl_mofo.observer import Observer
 from cl_mofo.report import curves, heat_map, parse_results
 from cl_mofo.steplog import StepLog
@@ -170,7 +170,7 @@ class TaskSequence:
         for j in tested:
             plan = self.plans[j]
             rows = self.records[plan.task.name][settings.split]
-            encoder = encoder_for(self.language_model, plan, self.recipe)
+            encoder = encoder_for(self.language_model.tokenizer, plan, self.recipe)
             self.observer.answering(plan, len(rows), learned)
             prompts = [row["prompt"] for row in rows]
             references = [row["answer"] for row in rows]

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from cl_mofo.model import LanguageModel
 
 PHASES = ("model", "optimizer", "data", "update", "penalty", "projection", "end")
+STEP_PHASES = ("update", "penalty", "projection")
+"""The phases of the hooks within a step, which act in their order."""
 EXCLUSIVE = frozenset({"model", "optimizer", "projection"})
 
 
@@ -115,17 +118,12 @@ class Strategy:
     def after_step(self, loop: Loop) -> None:
         """Act after the optimizer's step."""
 
-    def on_failure(self, loop: Loop) -> None:
-        """Undo what `before_step` did to the model: training stops in the middle of a step."""
-
     def after_experience(self, loop: Loop) -> None:
         """Act after a task's last step, at the weights it ends with, before evaluation."""
 
-    def before_evaluation(self, loop: Loop) -> None:
-        """Act before test sets are answered."""
-
-    def after_evaluation(self, loop: Loop) -> None:
-        """Undo what `before_evaluation` did."""
+    def evaluating(self, loop: Loop) -> AbstractContextManager[None]:
+        """Return the context in which test sets are answered, such as merged adapters."""
+        return nullcontext()
 
     def export(self, loop: Loop, folder: Path) -> None:
         """Write what belongs beside the final weights into the run's folder."""
@@ -139,7 +137,7 @@ class Strategy:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Take back what `state_dict` returned, its tensors on the model's device."""
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -162,7 +160,7 @@ def compose(strategies: Iterable[Strategy]) -> tuple[Strategy, ...]:
     Raises:
         UserError: two strategies claim an exclusive phase.
     """
-    ordered = sorted(strategies, key=lambda s: (_first_phase(s), s.name))
+    ordered = in_order(sorted(strategies, key=lambda s: s.name), PHASES)
     for phase in EXCLUSIVE:
         claims = [s.name for s in ordered if phase in s.phases]
         if len(claims) > 1:
@@ -170,11 +168,16 @@ def compose(strategies: Iterable[Strategy]) -> tuple[Strategy, ...]:
                 f"strategies {' and '.join(claims)} cannot be combined: each brings its own "
                 f"{phase}, and a run has one. Leave one of them out"
             )
-    return tuple(ordered)
+    return ordered
 
 
-def _first_phase(strategy: Strategy) -> int:
-    return min((PHASES.index(phase) for phase in strategy.phases), default=len(PHASES))
+def in_order(strategies: Iterable[Strategy], phases: Sequence[str]) -> tuple[Strategy, ...]:
+    """Order strategies by the first of some phases that each acts in; those in none come last."""
+
+    def first(strategy: Strategy) -> int:
+        return min((phases.index(p) for p in strategy.phases if p in phases), default=len(phases))
+
+    return tuple(sorted(strategies, key=first))
 
 
 def settings(strategy: type[Strategy]) -> dict[str, Any]:

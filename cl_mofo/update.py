@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from cl_mofo.data.stages import schedule_of
 from cl_mofo.errors import TrainingError
 from cl_mofo.schedule import lr_factor
 
@@ -21,17 +22,19 @@ def update(loop: Loop) -> None:
         TrainingError: a gradient is not finite; nothing has been changed.
     """
     settings = loop.recipe.optimizer
-    warmup = int(settings.warmup_ratio * loop.total_steps)
-    factor = lr_factor(settings.schedule, loop.step, loop.total_steps, warmup)
+    first, steps = schedule_of(loop.stages, loop.epoch, settings.batch_size)
+    warmup = int(settings.warmup_ratio * steps)
+    factor = lr_factor(settings.schedule, loop.step - first, steps, warmup)
     loop.lr = settings.lr * factor
     for group in loop.optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-    moving = [p for p in loop.trainable.values() if p.grad is not None]
-    norm = get_total_norm([p.grad for p in moving if p.grad is not None])
+    gradients = loop.gradients()
+    norm = get_total_norm(list(gradients.values()))
     loop.grad_norm = norm.item()
     if not math.isfinite(loop.grad_norm):
         raise TrainingError(_non_finite(loop))
     if settings.max_grad_norm is not None:
+        moving = [loop.trainable[name] for name in gradients]
         clip_grads_with_norm_(moving, settings.max_grad_norm, norm)
     loop.optimizer.step()
 
@@ -51,11 +54,7 @@ def refuse_broken_weights(loop: Loop) -> None:
 
 
 def _non_finite(loop: Loop) -> str:
-    names = [
-        name
-        for name, parameter in loop.trainable.items()
-        if parameter.grad is not None and not parameter.grad.isfinite().all()
-    ]
+    names = [name for name, gradient in loop.gradients().items() if not gradient.isfinite().all()]
     where = f"task {loop.plan.task.name}, step {loop.step + 1} of {loop.total_steps}"
     what = f"the gradient of {', '.join(names[:3])}" if names else "the gradients' norm"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

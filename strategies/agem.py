@@ -28,8 +28,6 @@ from pydantic import Field
 from cl_mofo.episodic import (
     EpisodicMemory,
     combine,
-    draws,
-    gradients,
     inner_products,
     memory_gradient,
     refuse_non_finite,
@@ -83,7 +81,7 @@ class AGEM(Strategy):
         if not kept:
             return
         size = min(self.config.batch_examples or loop.recipe.optimizer.batch_size, len(kept))
-        drawn = draws(loop, "agem", loop.step).choice(len(kept), size, replace=False)
+        drawn = loop.generator("agem", loop.step).choice(len(kept), size, replace=False)
         self.reference = memory_gradient(loop, [kept[i] for i in drawn])
 
     def on_gradients(self, loop: Loop) -> None:
@@ -92,7 +90,7 @@ class AGEM(Strategy):
         Raises:
             TrainingError: the memories' gradient is not finite.
         """
-        gradient = gradients(loop)
+        gradient = loop.gradients()
         if not self.reference or not gradient:
             return
         rows = {name: tensor[None] for name, tensor in self.reference.items()}

@@ -1,4 +1,4 @@
-"""EWC: hold weights by Fisher information (arXiv 1612.00796); strength None: 1e3, of trace 400.
+"""EWC: hold back the weights that mattered to earlier tasks (arXiv 1612.00796).
 
 After task k, with weights theta_k, the diagonal Fisher information of its examples is
 
@@ -34,20 +34,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 
 from cl_mofo.errors import TrainingError
+from cl_mofo.model import without_dropout
 from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
-    import torch
-
     from cl_mofo.data.batches import MicroBatch
     from cl_mofo.loop import Loop
-
-STRENGTHS = {"fisher": 1e3, "trace": 400.0}
-"""What `strength` is if it is not set, by variant."""
-_DRAWS = int.from_bytes(b"ewc", "big")
 
 
 def accumulate(
@@ -88,11 +84,10 @@ def sampled_labels(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         logits: [..., vocabulary].
         uniform: [...], in [0, 1), one draw for each label.
     """
-    import torch
-
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    drawn = torch.searchsorted(cumulative, uniform.double().unsqueeze(-1), right=True).squeeze(-1)
-    return drawn.clamp(max=logits.shape[-1] - 1)
+    cumulative = logits.double().softmax(-1).cpu().cumsum(-1)  # on CUDA no sum repeats to the bit
+    chosen = uniform.double().cpu().unsqueeze(-1)
+    drawn = torch.searchsorted(cumulative, chosen, right=True).squeeze(-1)
+    return drawn.clamp(max=logits.shape[-1] - 1).to(logits.device)
 
 
 class EWC(Strategy):
@@ -106,8 +101,8 @@ class EWC(Strategy):
         """Settings.
 
         Args:
-            strength: weight of the penalty, at least 0; null is 1e3, or TRACE's 400 for its
-                variant. What it does depends on the Fisher information's scale: `ewc.ratio` in
+            strength: weight of the penalty, at least 0; TRACE's, for its variant, is 400. What it
+                does depends on the Fisher information's scale: `ewc.ratio` in
                 metrics.parquet, the norm of the penalty's gradient over that of the gradient it
                 is added to, should be between 0.1 and 1.
             fisher_examples: rows of a task, drawn once, for its Fisher information; null takes all.
@@ -119,7 +114,7 @@ class EWC(Strategy):
                 describe one must be left alone.
         """
 
-        strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+        strength: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e3
         fisher_examples: Annotated[int, Field(ge=1)] | None = 1000
         decay: Annotated[float, Field(ge=0, le=1)] = 1.0
         labels: Literal["data", "model"] = "data"
@@ -138,32 +133,25 @@ class EWC(Strategy):
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        given = self.config.strength
-        self.strength: float = STRENGTHS[self.config.variant] if given is None else given
         self.fisher: dict[str, torch.Tensor] = {}
         self.anchor: dict[str, torch.Tensor] = {}
         self._record: dict[str, Any] = {}
 
     def on_gradients(self, loop: Loop) -> None:
         """Add the penalty's gradient; TRACE's variant then gathers the squares of the sum."""
-        import torch
-
         norms = []
-        for name, parameter in loop.trainable.items():
-            gradient = parameter.grad
-            if gradient is None:
-                continue
+        for name, gradient in loop.gradients().items():
             if name in self.anchor:
-                theta = parameter.detach()
-                fisher = self._at(self.fisher, name, theta)
-                anchor = self._at(self.anchor, name, theta)
-                penalty = penalty_gradient(theta, fisher, anchor, self.strength)
+                theta = loop.trainable[name].detach()
+                fisher = self.fisher[name].to(theta.device)
+                anchor = self.anchor[name].to(theta.device)
+                penalty = penalty_gradient(theta, fisher, anchor, self.config.strength)
                 norms.append(torch.stack([penalty.norm(), gradient.norm()]))
                 gradient.add_(penalty)
             if self.config.variant == "trace":
                 squares = gradient.square().div_(_steps_per_epoch(loop))
                 if name in self.fisher:
-                    squares += self._at(self.fisher, name, gradient)
+                    squares += self.fisher[name].to(gradient.device)
                 self._keep(self.fisher, name, squares)
         if norms:
             held_back, learned = torch.stack(norms).norm(dim=0).tolist()
@@ -180,7 +168,7 @@ class EWC(Strategy):
             theta, new = parameter.detach(), new_fisher.pop(name)
             fisher, anchor = new, theta.clone()
             if name in self.fisher:
-                before = self._at(self.fisher, name, theta), self._at(self.anchor, name, theta)
+                before = self.fisher[name].to(theta.device), self.anchor[name].to(theta.device)
                 fisher, anchor = accumulate(*before, new, theta, self.config.decay)
             self._keep(self.fisher, name, fisher)
             self._keep(self.anchor, name, anchor)
@@ -195,20 +183,20 @@ class EWC(Strategy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self.fisher, self.anchor = dict(state["fisher"]), dict(state["anchor"])
+        for held, saved in ((self.fisher, state["fisher"]), (self.anchor, state["anchor"])):
+            held.clear()
+            for name, tensor in saved.items():
+                self._keep(held, name, tensor)
 
     def _measured(self, loop: Loop) -> dict[str, torch.Tensor]:
         """Return the task's Fisher information; raise `TrainingError` if it is not finite."""
-        import torch
-
         fisher = {name: torch.zeros_like(p) for name, p in loop.trainable.items()}
         count = 0
         for batch in self._examples(loop):
-            loop.gradient([batch])
+            loop.replace_gradients([batch])
             count += 1
-            for name, parameter in loop.trainable.items():
-                if parameter.grad is not None:
-                    fisher[name].addcmul_(parameter.grad, parameter.grad)
+            for name, gradient in loop.gradients().items():
+                fisher[name].addcmul_(gradient, gradient)
         loop.optimizer.zero_grad()
         for squares in fisher.values():
             squares.div_(count)
@@ -223,10 +211,7 @@ class EWC(Strategy):
 
     def _examples(self, loop: Loop) -> Iterator[MicroBatch]:
         """Yield the rows of the Fisher pass, each as a batch of its own, on the model's device."""
-        import numpy as np
-
-        seed = [loop.recipe.seed, loop.experience.current_experience, _DRAWS]
-        generator = np.random.default_rng(np.random.SeedSequence(seed))
+        generator = loop.generator("ewc")
         for index in generator.permutation(len(loop.examples))[: self.config.fisher_examples]:
             (batch,) = loop.micro_batches([loop.examples[index]])
             batch = batch.to(loop.device)
@@ -234,30 +219,19 @@ class EWC(Strategy):
                 batch = _with_own_labels(loop, batch, generator.random(batch.supervised))
             yield batch
 
-    def _at(self, held: dict[str, torch.Tensor], name: str, beside: torch.Tensor) -> torch.Tensor:
-        """Return a held tensor on a device, where it stays if it is not kept on the host."""
-        tensor = held[name].to(beside.device)
-        if not self.config.offload:
-            held[name] = tensor
-        return tensor
-
     def _keep(self, held: dict[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
         held[name] = tensor.to("cpu") if self.config.offload else tensor
 
 
 def _steps_per_epoch(loop: Loop) -> float:
-    return loop.stage.steps(loop.recipe.optimizer.batch_size) / loop.stage.epochs
+    task = loop.stages[0]
+    return task.steps(loop.recipe.optimizer.batch_size) / task.epochs
 
 
 def _with_own_labels(loop: Loop, batch: MicroBatch, uniform: Any) -> MicroBatch:
     """Return a batch of one example with labels drawn from the model in place of its own."""
-    import torch
-
-    from cl_mofo.model import without_dropout
-
     with torch.no_grad(), without_dropout(loop.model):
         logits, _ = loop.loss_on(batch)
-    draws = torch.from_numpy(uniform).to(logits.device)
     labels = batch.labels.clone()
-    labels[0, batch.first :] = sampled_labels(logits[0], draws)
+    labels[0, batch.first :] = sampled_labels(logits[0], torch.from_numpy(uniform))
     return dataclasses.replace(batch, labels=labels)

@@ -9,9 +9,10 @@ and step along g + G^T v. That is the gradient nearest to g that lowers no memor
 zero (margin 0, ridge 0). Lopez-Paz and Ranzato, Section 3, "biased" the projection towards backward
 transfer by a small constant on v; their code, and all since, takes it as v's lower bound.
 
-Memories keep examples of a task's own rows, drawn at its end; the current task is no constraint.
-g is the gradient after penalties and before clipping, and MoFO's momentum that of the projected
-one. Of parameters that a step does not move, neither g nor G has entries in this step.
+Memories keep examples of a task's own rows, drawn at its end; the current task is no constraint. A
+memory's loss is the mean over its tokens, also where the step's is over micro-batches. g is the
+gradient after penalties and before clipping, and MoFO's momentum that of the projected one. Of
+parameters that a step does not move, neither g nor G has entries in this step.
 
 TRACE's code calls another method GEM: it keeps the gradient of a task's last mini-batch instead of
 examples, projects each tensor on its own, and has a wrong sign in the quadratic program (g = -1 and
@@ -28,8 +29,8 @@ float32): 33 GB (48), activations aside, of an accelerator's 80; 17.7 with `offl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,7 +43,6 @@ from scipy.optimize import nnls
 from cl_mofo.episodic import (
     EpisodicMemory,
     combine,
-    gradients,
     inner_products,
     memory_gradient,
     refuse_non_finite,
@@ -140,12 +140,10 @@ class GEM(Strategy):
 
     def before_step(self, loop: Loop) -> None:
         """Compute the memories' gradients at the weights that the step starts from."""
-        if not self.config.offload:  # a resumed run's rows come from the host
-            self.rows = {name: rows.to(loop.device) for name, rows in self.rows.items()}
         if loop.step % self.config.refresh:
             return
         # With refresh, a later step may move parameters that this one does not.
-        with _all_moving(loop) if self.config.refresh > 1 else nullcontext():
+        with loop.nothing_frozen() if self.config.refresh > 1 else nullcontext():
             for task, examples in enumerate(self.memory.tasks):
                 for name, gradient in memory_gradient(loop, examples).items():
                     self._rows_of(name, gradient)[task].copy_(gradient, non_blocking=True)
@@ -166,7 +164,7 @@ class GEM(Strategy):
         Raises:
             TrainingError: a memory's gradient is not finite.
         """
-        gradient = gradients(loop)
+        gradient = loop.gradients()
         if not self.rows or not gradient:
             return
         products = inner_products(self.rows, gradient)
@@ -203,16 +201,5 @@ class GEM(Strategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self.memory.load_state_dict(state["memory"])
-        self.rows = dict(state["rows"])
-
-
-@contextmanager
-def _all_moving(loop: Loop) -> Iterator[None]:
-    frozen = [p for p in loop.trainable.values() if not p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        rows = state["rows"].items()
+        self.rows = {name: row.to("cpu") if self.config.offload else row for name, row in rows}

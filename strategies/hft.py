@@ -29,7 +29,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -108,10 +108,6 @@ class HFT(Strategy):
 
         redraw: Literal["step", "task"] = "step"
 
-    def __init__(self, config: Any = None) -> None:
-        super().__init__(config)
-        self.frozen: frozenset[str] = frozenset()
-
     def draw_for(self, loop: Loop) -> frozenset[str]:
         """Return the names of the tensors that the loop's present step freezes.
 
@@ -120,11 +116,8 @@ class HFT(Strategy):
         Raises:
             UserError: it would freeze all that is trained.
         """
-        when = [loop.plans.index(loop.plan)]
-        if self.config.redraw == "step":
-            when.append(loop.global_step)
-        seed = np.random.SeedSequence([loop.recipe.seed, *when, *b"hft"])
-        frozen = draw(blocks(loop.trainable), np.random.default_rng(seed))
+        when = [loop.step] if self.config.redraw == "step" else []
+        frozen = draw(blocks(loop.trainable), loop.generator("hft", *when))
         if len(frozen) == len(loop.trainable):
             raise UserError(
                 f"strategy hft: only {len(frozen)} tensors are trained, {min(loop.trainable)} one "
@@ -135,18 +128,6 @@ class HFT(Strategy):
 
     def before_step(self, loop: Loop) -> None:
         """Freeze the half that is drawn."""
-        self.frozen = self.draw_for(loop)
-        for name in self.frozen:
-            loop.trainable[name].requires_grad_(False)
-        kept = sum(p.numel() for p in loop.trainable.values() if p.requires_grad)
-        loop.figures["hft.moving"] = kept / sum(p.numel() for p in loop.trainable.values())
-
-    def after_step(self, loop: Loop) -> None:
-        """Let all learn again."""
-        for name in self.frozen:
-            loop.trainable[name].requires_grad_(True)
-        self.frozen = frozenset()
-
-    def on_failure(self, loop: Loop) -> None:
-        """Let all learn again, whatever became of the step."""
-        self.after_step(loop)
+        loop.freeze(self.draw_for(loop))
+        moving = sum(p.numel() for n, p in loop.trainable.items() if n not in loop.frozen)
+        loop.figures["hft.moving"] = moving / sum(p.numel() for p in loop.trainable.values())

@@ -21,10 +21,13 @@ the adapted layers; 2 * rank * in * out operations per layer to make it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 
 from cl_mofo.config import PositiveInt
@@ -33,8 +36,6 @@ from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import torch
 
     from cl_mofo.loop import Loop
     from cl_mofo.model import LanguageModel
@@ -70,7 +71,6 @@ def target_layers(module: Any, targets: str | Sequence[str]) -> list[str]:
     Raises:
         UserError: a target names no linear layer; says which there are.
     """
-    import torch
     from transformers.pytorch_utils import Conv1D
 
     head = module.get_output_embeddings()
@@ -127,7 +127,6 @@ class LoRA(Strategy):
         super().__init__(config)
         self.layers: list[str] = []
         self._trained = 0
-        self._kept: list[tuple[Any, torch.Tensor]] = []
 
     def check_model(self, language_model: LanguageModel) -> None:
         """Refuse targets that the model does not have."""
@@ -156,8 +155,6 @@ class LoRA(Strategy):
 
     def weights(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
         """Return the base model's names with merged weights; the module is left as it is."""
-        import torch
-
         weights = {}
         for name, parameter in module.named_parameters():
             if ".lora_" not in name:
@@ -171,30 +168,27 @@ class LoRA(Strategy):
                     weights[f"{name}.weight"] = weights[f"{name}.weight"] + update
         return weights
 
-    def before_evaluation(self, loop: Loop) -> None:
-        """Merge: answering then costs what it costs the base model."""
-        import torch
+    @contextmanager
+    def evaluating(self, loop: Loop) -> Iterator[None]:
+        """Merge, so that answering costs what it costs the base model.
 
-        with torch.no_grad():
+        Then put back the very tensors that were there: subtracting would leave rounding behind.
+        """
+        kept: list[tuple[Any, torch.Tensor]] = []
+        try:
             for _, layer in _adapted(loop.model):
-                base = layer.get_base_layer()
-                self._kept.append((layer, base.weight.data))
-                layer.merge(safe_merge=True)
-
-    def after_evaluation(self, loop: Loop) -> None:
-        """Put back the very tensors that were there: subtracting would leave rounding behind."""
-        import torch
-
-        with torch.no_grad():
-            while self._kept:
-                layer, data = self._kept.pop()
-                layer.unmerge()
+                kept.append((layer, layer.get_base_layer().weight.data))
+                with torch.no_grad():
+                    layer.merge(safe_merge=True)
+            yield
+        finally:
+            for layer, data in kept:
+                with torch.no_grad():
+                    layer.unmerge()
                 layer.get_base_layer().weight.data = data
 
     def export(self, loop: Loop, folder: Path) -> None:
         """Write `adapter/`, for `peft.PeftModel.from_pretrained`."""
-        import copy
-
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 

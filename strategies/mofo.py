@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from cl_mofo.optim import MoFO as Optimizer
+from cl_mofo.optim import authors_groups
 from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -50,9 +52,6 @@ class MoFO(Strategy):
         self, named_parameters: Sequence[tuple[str, torch.nn.Parameter]], settings: OptimizerConfig
     ) -> torch.optim.Optimizer:
         """Return the MoFO optimizer over the authors' groups, or over one filtered group."""
-        from cl_mofo.optim import MoFO as Optimizer
-        from cl_mofo.optim import authors_groups
-
         groups = authors_groups(named_parameters, weight_decay=settings.weight_decay)
         if self.config.filter_all:
             groups = [{k: v for k, v in g.items() if k != "update_fraction"} for g in groups]

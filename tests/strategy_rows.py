@@ -6,10 +6,11 @@ A strategy without a row fails the suite (`test_strategies.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 from cl_mofo.loop import Loop
@@ -26,9 +27,16 @@ class TwoTasks:
     """All parameters before the first step."""
     before_last: Mapping[str, torch.Tensor]
     """All parameters before the last step."""
+    updated: frozenset[str]
+    """The parameters that had a gradient in the last step."""
+    changes: Mapping[str, Sequence[tuple[torch.Tensor, torch.Tensor]]]
+    """By strategy, for each step: the whole gradient, flat, before and after its `on_gradients`."""
 
     def strategy(self, name: str) -> Any:
         return next(s for s in self.loop.strategies if s.name == name)
+
+    def alone(self) -> bool:
+        return len(self.loop.strategies) == 1
 
     def moved(self, name: str) -> int:
         """Return how many entries of a parameter the last step moved."""
@@ -38,6 +46,10 @@ class TwoTasks:
     def second(self) -> list[dict[str, Any]]:
         """Return the second task's steps."""
         return [row for row in self.rows if row["task"] == self.loop.plan.task.name]
+
+    def changed(self, name: str) -> list[bool]:
+        """Say of each step whether a strategy changed the gradient."""
+        return [not torch.equal(before, after) for before, after in self.changes[name]]
 
 
 @dataclass(frozen=True)
@@ -54,16 +66,18 @@ class Row:
 
 
 def sequential_acted(run: TwoTasks) -> None:
-    free = [name for name in run.loop.trainable if "lora_A" not in name]
-    # All of them, or the half that hft lets move.
-    assert sum(run.moved(name) > 0 for name in free) > 0.4 * len(free)
+    dense = [name for name in run.updated if ".mlp." in name and "lora_A" not in name]
+    assert dense
+    for name in dense:  # an update may be too small to change a float's bits
+        assert run.moved(name) > 0.9 * run.loop.trainable[name].numel()
 
 
 def mofo_acted(run: TwoTasks) -> None:
-    for name, parameter in run.loop.trainable.items():
-        if "norm" not in name:
-            assert run.moved(name) <= math.ceil(0.05 * parameter.numel())
-    assert sum(run.moved(name) for name in run.loop.trainable) > 0
+    filtered = [name for name in run.updated if "norm" not in name]
+    assert filtered
+    for name in filtered:
+        most = math.ceil(0.05 * run.loop.trainable[name].numel())
+        assert 0.8 * most <= run.moved(name) <= most
 
 
 def lora_acted(run: TwoTasks) -> None:
@@ -86,33 +100,37 @@ def replay_acted(run: TwoTasks) -> None:
 
 
 def hft_acted(run: TwoTasks) -> None:
-    run.loop.global_step -= 1
-    frozen = run.strategy("hft").draw_for(run.loop)
-    run.loop.global_step += 1
-    moved = {name for name in run.loop.trainable if run.moved(name) > 0}
-    assert moved
-    assert moved.isdisjoint(frozen)
-    assert 0.3 < len(frozen) / len(run.loop.trainable) < 0.6
+    sizes = {name: parameter.numel() for name, parameter in run.loop.trainable.items()}
+    assert 0.4 < len(run.updated) / len(sizes) < 0.7  # half of each layer, and all outside layers
+    assert all(run.moved(name) == 0 for name in sizes.keys() - run.updated)
+    # An adapter whose gradient was zero so far stays.
+    assert sum(run.moved(name) > 0 for name in run.updated) > 0.8 * len(run.updated)
+    moving = sum(sizes[name] for name in run.updated) / sum(sizes.values())
+    assert run.rows[-1]["hft.moving"] == pytest.approx(moving)
 
 
 def gem_acted(run: TwoTasks) -> None:
     assert run.strategy("gem").record() == {"memory_examples": [3, 3]}
     assert ["gem.violated" in row for row in run.rows] == [row in run.second() for row in run.rows]
-    for row in run.second():
-        assert (row["gem.violated"] > 0) == (row["gem.least_cosine"] < 0)
-        assert (row["gem.violated"] > 0) == (abs(row["gem.norm_ratio"] - 1) > 1e-9)
+    assert run.changed("gem") == [row.get("gem.violated", 0) > 0 for row in run.rows]
+    assert any(run.changed("gem")) or not run.alone()
 
 
 def agem_acted(run: TwoTasks) -> None:
     assert run.strategy("agem").record() == {"memory_examples": [4, 4]}
     assert ["agem.cosine" in row for row in run.rows] == [row in run.second() for row in run.rows]
+    assert run.changed("agem") == [row.get("agem.cosine", 0) < 0 for row in run.rows]
+    assert any(run.changed("agem")) or not run.alone()
 
 
 def ewc_acted(run: TwoTasks) -> None:
     assert run.strategy("ewc").record()["fisher_examples"] == 4
-    assert ["ewc.ratio" in row for row in run.rows] == [row in run.second() for row in run.rows]
-    # At the task's first step the weights are the anchor's.
-    assert [row["ewc.ratio"] > 0 for row in run.second()][:2] == [False, True]
+    # Not in the first task, nor at the second's first step, where the weights are the anchor's.
+    first = next(i for i, row in enumerate(run.rows) if row in run.second())
+    assert run.changed("ewc") == [i > first for i in range(len(run.rows))]
+    before, after = run.changes["ewc"][-1]
+    ratio = (after - before).norm() / before.norm()
+    assert run.rows[-1]["ewc.ratio"] == pytest.approx(ratio.item(), rel=1e-3)
 
 
 ROWS: dict[str, Row] = {

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cl_mofo.checkpoint import load_state, save_state
 from cl_mofo.data.batches import IGNORED
 from cl_mofo.errors import TrainingError, UserError
+from cl_mofo.services import Services
 from cl_mofo.strategies.ewc import EWC, accumulate, penalty_gradient, sampled_labels
 from cl_mofo.strategy import Strategy
 from tests.test_loop import build, learn, stream
@@ -85,23 +86,20 @@ class Rows:
         return self
 
 
-class Plain:
+class Plain(Services):
     """What EWC needs of a loop, over a plain classifier and rows of (input, class)."""
 
     def __init__(self, model, rows):
         self.model, self.examples = model, rows
         self.trainable = dict(model.named_parameters())
         self.optimizer = torch.optim.SGD(model.parameters())
-        self.recipe, self.experience = (
-            SimpleNamespace(seed=1),
-            SimpleNamespace(current_experience=0),
-        )
+        self.recipe, self.task_index = SimpleNamespace(seed=1), 0
         self.device, self.figures = torch.device("cpu"), {}
 
     def micro_batches(self, examples):
         return [Rows(*example) for example in examples]
 
-    def gradient(self, batch):
+    def replace_gradients(self, batch):
         self.optimizer.zero_grad()
         sum(F.cross_entropy(self.model(row.inputs), row.label) for row in batch).backward()
 
@@ -219,14 +217,13 @@ def passes(language_model, *settings, seed=1):
     """The batches and losses of a Fisher pass."""
     loop, ewc = ewc_loop(copy.deepcopy(language_model), *settings)
     loop.recipe = loop.recipe.model_copy(update={"seed": seed})
-    loop.experience = SimpleNamespace(current_experience=0)
     loop.examples = loop.encoded(list(stream(16)[0].dataset), loop.plan)
     seen = []
 
-    def gradient(batch, measure=loop.gradient):
-        seen.append((batch[0], measure(batch)))
+    def replace_gradients(batch, replace=loop.replace_gradients):
+        seen.append((batch[0], replace(batch).item()))
 
-    loop.gradient = gradient
+    loop.replace_gradients = replace_gradients
     ewc.after_experience(loop)
     return seen
 
@@ -266,20 +263,15 @@ class Around(Strategy):
     def __init__(self, name, frozen=None):
         super().__init__()
         self.name, self.frozen, self.gradients, self.weights = name, frozen, [], []
+        self.phases = frozenset({"update"} if name == "before" else {"projection"})
 
     def before_step(self, loop):
         if self.frozen:
-            loop.trainable[self.frozen].requires_grad_(False)
+            loop.freeze([self.frozen])
 
     def on_gradients(self, loop):
-        self.gradients.append(
-            {n: p.grad.clone() for n, p in loop.trainable.items() if p.grad is not None}
-        )
+        self.gradients.append({n: g.clone() for n, g in loop.gradients().items()})
         self.weights.append({n: p.detach().clone() for n, p in loop.trainable.items()})
-
-    def after_step(self, loop):
-        if self.frozen:
-            loop.trainable[self.frozen].requires_grad_(True)
 
 
 FROZEN = "model.layers.1.mlp.up_proj.weight"
@@ -296,7 +288,7 @@ def test_the_penalty_is_added_once_a_step_to_what_the_step_may_move(tiny):
     fisher, anchor = dict(ewc.fisher), dict(ewc.anchor)
     assert fisher[FROZEN].min() >= 0
     assert fisher[FROZEN].max() > 0
-    steps = loop.step
+    steps = loop.global_step
     loop.train(second, eval_streams=[])
     for step in range(steps, len(after.gradients)):
         theta = after.weights[step]
@@ -338,14 +330,13 @@ def test_more_strength_keeps_the_weights_nearer(tiny):
 
 def test_traces_variant_gathers_the_squares_of_the_steps(tiny):
     before, after = Around("before", FROZEN), Around("after")
-    loop, ewc = ewc_loop(tiny, "variant=trace", others=(before, after))
+    loop, ewc = ewc_loop(tiny, "variant=trace", "strength=400", others=(before, after))
     first, second = stream(10)
     learn(loop, [first])
     before.frozen = None
     learn(loop, [second])
     # Three steps an epoch: each square counts a third, in both tasks.
     assert len(after.gradients) == 6
-    assert ewc.strength == 400
     for name, parameter in loop.trainable.items():
         squares = [g[name] ** 2 / 3 for g in after.gradients if name in g]
         torch.testing.assert_close(ewc.fisher[name], sum(squares))
@@ -384,14 +375,13 @@ def test_it_goes_on_to_the_bit_with_other_settings_too(tiny, tmp_path, settings,
 
 def test_a_fisher_pass_that_overflows_is_told(tiny):
     loop, ewc = ewc_loop(tiny)
-    loop.experience = SimpleNamespace(current_experience=0)
     loop.examples = loop.encoded([{"prompt": "1 + 1", "answer": "2"}])
 
     def overflow(batch):
         for parameter in loop.trainable.values():
             parameter.grad = torch.full_like(parameter, 1e30)
 
-    loop.gradient = overflow
+    loop.replace_gradients = overflow
     with pytest.raises(TrainingError, match=r"task FOMC: the Fisher information of ewc"):
         ewc.after_experience(loop)
 

@@ -1,7 +1,5 @@
 """GEM and A-GEM: the projection against two other solvers and its own optimality conditions."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import quadprog
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from cl_mofo.episodic import combine, inner_products
+from cl_mofo.services import Services
 from cl_mofo.strategies import agem
 from cl_mofo.strategies.gem import GEM, project, solve_dual
 
@@ -126,6 +125,22 @@ def test_agem_is_gem_with_one_memory_and_no_margin(cone):
         assert torch.equal(projected, gradient)
 
 
+class View(Services):
+    """What our strategy needs of a loop, over Avalanche's."""
+
+    def __init__(self, avalanche):
+        self.avalanche, self.device = avalanche, avalanche.device
+        self.trainable = dict(avalanche.model.named_parameters())
+        self.step, self.figures = 0, {}
+
+    def micro_batches(self, patterns):
+        return patterns
+
+    def replace_gradients(self, patterns):
+        self.avalanche.optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(self.avalanche.model(patterns[0]), patterns[1]).backward()
+
+
 class Ours(SupervisedPlugin):
     """Run our strategy beside Avalanche's plugin, before it, and leave the gradients untouched."""
 
@@ -133,25 +148,11 @@ class Ours(SupervisedPlugin):
         super().__init__()
         self.strategy = strategy
 
-    def view(self, avalanche):
-        def gradient(patterns):
-            avalanche.optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(avalanche.model(patterns[0]), patterns[1]).backward()
-
-        return SimpleNamespace(
-            trainable=dict(avalanche.model.named_parameters()),
-            micro_batches=lambda patterns: patterns,
-            gradient=gradient,
-            step=0,
-            device=avalanche.device,
-            figures={},
-        )
-
     def before_training_iteration(self, strategy, **kwargs):
-        self.strategy.before_step(self.view(strategy))
+        self.strategy.before_step(View(strategy))
 
     def after_backward(self, strategy, **kwargs):
-        loop = self.view(strategy)
+        loop = View(strategy)
         self.before = {name: p.grad.clone() for name, p in loop.trainable.items()}
         self.strategy.on_gradients(loop)
         self.projected = {name: p.grad.clone() for name, p in loop.trainable.items()}

@@ -22,6 +22,7 @@ class Around(Strategy):
     """Keep each step's gradients before and after a projection, and its weights and memories."""
 
     name = "around"
+    phases = frozenset({"projection"})
 
     def __init__(self, inner):
         super().__init__(inner.config)
@@ -117,14 +118,10 @@ class Freeze(Strategy):
     """Keep another half of the tensors from moving in every step."""
 
     name = "freeze"
+    phases = frozenset({"update"})
 
     def before_step(self, loop):
-        for i, parameter in enumerate(loop.trainable.values()):
-            parameter.requires_grad_(i % 2 == loop.step % 2)
-
-    def after_step(self, loop):
-        for parameter in loop.trainable.values():
-            parameter.requires_grad_(True)
+        loop.freeze([n for i, n in enumerate(loop.trainable) if i % 2 != loop.step % 2])
 
 
 @pytest.mark.parametrize("refresh", [1, 2])

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from cl_mofo import mini
 from cl_mofo.data import make_benchmark
-from cl_mofo.data.plan import plan_tasks
+from cl_mofo.data.plan import encoder_for, plan_tasks
 from cl_mofo.discovery import registry
 from cl_mofo.errors import TrainingError
-from cl_mofo.loop import Loop, encoder_for
+from cl_mofo.loop import Loop
 from cl_mofo.recipes import override
 from cl_mofo.resolve import resolve
 from cl_mofo.strategy import Strategy
@@ -119,7 +119,7 @@ def test_a_steps_loss_is_the_mean_over_its_supervised_tokens(tiny):
     (experience, _) = stream(4)
     learn(loop, [experience])
     # The slow way: one example at a time, full logits, no padding.
-    encoder = encoder_for(tiny, loop.plans[0], loop.recipe)
+    encoder = encoder_for(tiny.tokenizer, loop.plans[0], loop.recipe)
     total, count = 0.0, 0
     for i in range(4):
         row = experience.dataset[i]

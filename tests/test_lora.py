@@ -11,13 +11,12 @@ from safetensors.torch import load_file
 
 from cl_mofo import mini, run
 from cl_mofo.checkpoint import load_state
-from cl_mofo.data.plan import plan_tasks
+from cl_mofo.data.plan import encoder_for, plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
 from cl_mofo.errors import UserError
 from cl_mofo.evaluation.generate import answer
 from cl_mofo.folder import RunFolder
-from cl_mofo.loop import encoder_for
 from cl_mofo.manifest import manifest
 from cl_mofo.model import LanguageModel
 from cl_mofo.observer import Observer
@@ -27,7 +26,7 @@ from cl_mofo.sequence import TaskSequence
 from cl_mofo.strategies.lora import LoRA, low_rank_update, target_layers
 from tests.test_loop import BASE, learn, stream
 from tests.test_loop import build as build_loop
-from tests.test_strategies import Watch, build, two_tasks
+from tests.test_strategies import Watch, build
 from tests.test_strategies import stream as two_experiences
 from tests.test_strategies import weights as all_weights
 
@@ -109,7 +108,7 @@ def test_adapters_get_their_share_of_the_full_gradient(tiny):
     gradients = []
     for each in (loop, build_loop(plain)):
         examples = each.encoded(mini.records()["FOMC"]["train"][:4], each.plans[0])
-        each.gradient(each.micro_batches(examples))  # without dropout
+        each.replace_gradients(each.micro_batches(examples))  # without dropout
         gradients.append({n: p.grad for n, p in each.trainable.items()})
     adapters, full = gradients
     assert len(adapters) == 2 * len(loop.strategies[0].layers)
@@ -261,7 +260,7 @@ def test_evaluating_merges_and_leaves_no_trace(finished):
     _, loop, _, _ = finished
     before, plain = snapshot(loop.model), loop.weights()
     places = {name: p.data_ptr() for name, p in loop.model.named_parameters()}
-    encoder = encoder_for(loop.language_model, loop.plans[0], loop.recipe)
+    encoder = encoder_for(loop.language_model.tokenizer, loop.plans[0], loop.recipe)
     prompts = [row["prompt"] for row in mini.records()["FOMC"]["eval"][:4]]
 
     def seen():
@@ -304,7 +303,8 @@ def test_mofo_filters_every_adapter_tensor(tiny):
 
 
 def test_dropout_is_drawn_from_the_random_state_that_is_saved(tiny, tmp_path):
-    whole = two_tasks(tiny, ["lora"], Watch(save_after=3, folder=tmp_path)).loop
+    whole, _ = build(copy.deepcopy(tiny), ["lora"], Watch(save_after=3, folder=tmp_path))
+    whole.train(two_experiences(), eval_streams=[])
     ends = []
     for tampered in (False, True):
         loop, _ = build(copy.deepcopy(tiny), ["lora"], Watch())

@@ -38,7 +38,7 @@ def recipe_of(names):
 
 
 class Watch(SupervisedPlugin):
-    """Keep the weights before the last step taken, and save the state after a given one."""
+    """Keep what the last step started from and updated; save the state after a given step."""
 
     def __init__(self, save_after=None, folder=None):
         super().__init__()
@@ -47,6 +47,9 @@ class Watch(SupervisedPlugin):
     def before_training_iteration(self, strategy, **kwargs):
         named = strategy.model.named_parameters()
         self.before_last = {name: parameter.detach().clone() for name, parameter in named}
+
+    def before_update(self, strategy, **kwargs):
+        self.updated = frozenset(strategy.gradients())
 
     def after_training_iteration(self, strategy, **kwargs):
         if strategy.global_step == self.save_after:
@@ -73,16 +76,38 @@ def stream():
     return list(make_benchmark(few).train_stream)
 
 
-def two_tasks(language_model, names, watch=None):
-    watch = watch or Watch()
-    language_model = copy.deepcopy(language_model)
-    loop, log = build(language_model, names, watch)
+def flat(gradients):
+    return torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+
+def note_changes(loop):
+    """Keep the whole gradient before and after each strategy's `on_gradients`, step by step."""
+    changes = {}
+
+    def noting(act, noted):
+        def on_gradients(loop):
+            before = flat(loop.gradients())
+            act(loop)
+            noted.append((before, flat(loop.gradients())))
+
+        return on_gradients
+
+    for strategy in loop.strategies:
+        changes[strategy.name] = []
+        strategy.on_gradients = noting(strategy.on_gradients, changes[strategy.name])
+    return changes
+
+
+def two_tasks(language_model, names):
+    watch = Watch()
+    loop, log = build(copy.deepcopy(language_model), names, watch)
     start = {name: p.detach().clone() for name, p in loop.model.named_parameters()}
+    changes = note_changes(loop)
     for experience in stream():
         loop.train(experience, eval_streams=[])
         with loop.evaluating():
             pass
-    return TwoTasks(loop, log.rows, start, watch.before_last)
+    return TwoTasks(loop, log.rows, start, watch.before_last, watch.updated, changes)
 
 
 def weights(loop):
@@ -121,17 +146,34 @@ def test_it_trains_two_tasks_and_acts(tiny, name):
 
 
 @pytest.mark.parametrize("names", RESUMED, ids="+".join)
-def test_it_goes_on_to_the_bit_from_the_middle_of_a_task(tiny, tmp_path, names):
-    whole = two_tasks(tiny, names, Watch(save_after=3, folder=tmp_path)).loop
-    torch.manual_seed(99)  # whatever the stopped run had drawn is gone
-    loop, _ = build(copy.deepcopy(tiny), names, Watch())
-    loop.load_state_dict(load_state(tmp_path))
+def test_it_goes_on_to_the_bit(tiny, tmp_path, names):
+    """From the first task's last step, from the middle of the second, and from between them."""
+    whole, _ = build(copy.deepcopy(tiny), names, Watch(save_after=3, folder=tmp_path / "middle"))
+    last_step = Watch(save_after=2, folder=tmp_path / "last step")
+    whole.plugins.append(last_step)
     first, second = stream()
-    if loop.resumed.experience == 0:
-        loop.train(first, eval_streams=[])
-    loop.train(second, eval_streams=[])
-    assert loop.global_step == whole.global_step
-    assert torch.equal(weights(loop), weights(whole))
+    whole.train(first, eval_streams=[])
+    save_state(tmp_path / "between", whole.state_dict())
+    whole.train(second, eval_streams=[])
+    for place in ("middle", "between", "last step"):
+        torch.manual_seed(99)  # whatever the stopped run had drawn is gone
+        loop, _ = build(copy.deepcopy(tiny), names, Watch())
+        loop.load_state_dict(load_state(tmp_path / place))
+        for experience in (first, second)[loop.task_index :]:
+            loop.train(experience, eval_streams=[])
+        assert loop.global_step == whole.global_step
+        assert torch.equal(weights(loop), weights(whole)), place
+        assert [s.record() for s in loop.strategies] == [s.record() for s in whole.strategies]
+
+
+def test_a_state_goes_on_with_its_own_task_only(tiny):
+    first = stream()[0]
+    loop, _ = build(copy.deepcopy(tiny), ["sequential"], Watch())
+    loop.train(first, eval_streams=[])
+    other, _ = build(copy.deepcopy(tiny), ["sequential"], Watch())
+    other.load_state_dict(loop.state_dict())
+    with pytest.raises(ValueError, match="goes on with experience 1, not 0"):
+        other.train(first, eval_streams=[])
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
@@ -151,7 +193,7 @@ def test_every_two_compose_or_are_refused(tiny, pair):
 
 
 def test_three_act_together(tiny):
-    names = [name for name in ("replay", "ewc", "mofo") if name in ROWS]
+    names = ("replay", "ewc", "mofo")
     run = two_tasks(tiny, names)
     for name in names:
         ROWS[name].acted(run)

@@ -123,5 +123,5 @@ def _remarks(checks: Sequence[TaskCheck]) -> list[str]:
 
 def _auxiliary(records: Sequence[Record]) -> list[str]:
     if not records:
-        return []
-    return [f"{AUXILIARY}/train.json: {len(records)} records, kept for replay; no task of its own"]
+        return [f"no {AUXILIARY}/train.json: replay learns rows of earlier tasks only"]
+    return [f"{AUXILIARY}/train.json: {len(records)} records of no task, which replay learns too"]

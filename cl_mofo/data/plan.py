@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cl_mofo.config import EMBEDDED, PerTask, Recipe
+from cl_mofo.data.tokenise import Encoder
 from cl_mofo.discovery import Registry
 from cl_mofo.errors import UserError, nearest
 from cl_mofo.task import Task
@@ -26,6 +28,12 @@ class TaskPlan:
     epochs: int
     prompt_tokens: int
     answer_tokens: int
+
+
+def encoder_for(tokenizer: Any, plan: TaskPlan, recipe: Recipe) -> Encoder:
+    """Return the encoder of a task's records under a recipe, for a model's tokenizer."""
+    joint = recipe.training.tokenisation == "joint"
+    return Encoder(tokenizer, plan.prompt_tokens, plan.answer_tokens, joint=joint)
 
 
 def plan_tasks(recipe: Recipe, known: Registry) -> tuple[TaskPlan, ...]:

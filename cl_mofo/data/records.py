@@ -17,7 +17,7 @@ from cl_mofo.errors import UserError
 
 SPLITS = ("train", "eval", "test")
 AUXILIARY = "Lima"
-"""TRACE's general instructions, for replay. Only its training file is read, where it is there: the
+"""TRACE's general instructions, of no task. Only its training file is read, where it is there: the
 answers in the others are empty."""
 SHOWN_PER_FILE = 5
 

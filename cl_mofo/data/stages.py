@@ -1,7 +1,7 @@
 """What a task's steps run over: its own rows, and what a strategy adds to them.
 
-A task is one stage after another. Learning rate, hooks and counters know only the task: a stage
-that is added is part of it.
+A task is one stage after another. Hooks, counters and, unless a stage says otherwise, the learning
+rate know only the task: a stage that is added is part of it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Stage:
         memory: examples of which every batch takes some in addition.
         from_memory: how many of a batch's examples come from `memory`, less than the batch size.
             Each is drawn equally often, up to one.
+        restart: the learning rate's schedule ends with the stage before, and starts anew.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stage:
     epochs: int
     memory: Sequence[Example] = ()
     from_memory: int = 0
+    restart: bool = False
 
     def steps(self, batch_size: int) -> int:
         """Return how many batches all its epochs have."""
@@ -79,3 +81,25 @@ def stage_of(stages: Sequence[Stage], epoch: int) -> Stage:
             return stage
         epoch -= stage.epochs
     return stages[-1]
+
+
+def schedule_of(stages: Sequence[Stage], epoch: int, batch_size: int) -> tuple[int, int]:
+    """Return the learning rate's schedule that an epoch of a task belongs to.
+
+    Args:
+        stages: the task's, at least one.
+        epoch: of the task, from 0.
+        batch_size: examples in a batch.
+
+    Returns:
+        the step of the task at which it starts, and how many steps it spans.
+    """
+    first = steps = epochs = 0
+    for stage in stages:
+        if stage.restart and epoch >= epochs:
+            first, steps = first + steps, 0
+        elif stage.restart:
+            break
+        steps += stage.steps(batch_size)
+        epochs += stage.epochs
+    return first, steps

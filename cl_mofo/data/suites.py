@@ -17,7 +17,7 @@ class Suite:
 
     Args:
         records: {task: {"train" | "eval" | "test": records}}.
-        auxiliary: rows of no task, which replay may use; none where the suite has none.
+        auxiliary: rows of no task, for strategies that learn such; none where the suite has none.
         hashes: {file or split: SHA-256 before limits}.
     """
 

@@ -1,0 +1,64 @@
+"""Forward and backward passes: of a step's global batch, and beside it for strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cl_mofo.data.batches import MicroBatch
+from cl_mofo.model import without_dropout
+
+if TYPE_CHECKING:
+    from cl_mofo.loop import Loop
+
+
+def accumulate(loop: Loop, batch: Sequence[MicroBatch], **kwargs: Any) -> None:
+    """Leave a global batch's gradient in the model, and its counts and loss in the loop."""
+    loop.optimizer.zero_grad()
+    loop.step_supervised = sum(micro.supervised for micro in batch)
+    loop.step_tokens = sum(micro.tokens for micro in batch)
+    loop.step_positions = sum(micro.input_ids.numel() for micro in batch)
+    loop.step_loss = torch.zeros((), device=loop.device)
+    for micro in batch:
+        loop.micro_batch = micro.to(loop.device)
+        loop.mbatch = _avalanche_batch(loop, loop.micro_batch)
+        loop._before_forward(**kwargs)
+        loop.mb_output, loss = loop.loss_on(loop.micro_batch)
+        loop._after_forward(**kwargs)
+        loop.loss = loss / _divisor(loop, micro, len(batch))
+        loop.step_loss += loop.loss.detach()
+        for strategy in loop.acting:
+            loop.loss = strategy.on_loss(loop, loop.micro_batch, loop.loss)
+        loop._before_backward(**kwargs)
+        loop.backward()
+        loop._after_backward(**kwargs)
+
+
+def _avalanche_batch(loop: Loop, micro: MicroBatch) -> list[torch.Tensor]:
+    task = torch.full((len(micro.input_ids),), loop.task_index)
+    return [micro.input_ids, micro.labels, task]
+
+
+def _divisor(loop: Loop, micro: MicroBatch, micro_batches_in_step: int) -> int:
+    if loop.recipe.training.loss == "micro_batches":
+        return max(1, micro.supervised) * micro_batches_in_step
+    return max(1, loop.step_supervised)
+
+
+def replace_gradients(loop: Loop, batch: Sequence[MicroBatch]) -> torch.Tensor:
+    """Leave in the model the gradient of a batch's mean loss per supervised token, no dropout.
+
+    Returns:
+        the loss [], in nats.
+    """
+    loop.optimizer.zero_grad()
+    supervised = max(1, sum(micro.supervised for micro in batch))
+    total = torch.zeros((), device=loop.device)
+    with without_dropout(loop.model):
+        for micro in batch:
+            loss = loop.loss_on(micro.to(loop.device))[1] / supervised
+            torch.autograd.backward(loss)
+            total += loss.detach()
+    return total

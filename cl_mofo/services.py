@@ -1,0 +1,103 @@
+"""What a loop does for the strategies that act in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from cl_mofo.config import Recipe
+from cl_mofo.data.batches import MicroBatch, micro_batches
+from cl_mofo.data.plan import TaskPlan, encoder_for
+from cl_mofo.data.records import Record
+from cl_mofo.data.tokenise import Example
+from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
+from cl_mofo.strategy import Strategy
+
+
+class Services:
+    """The part of `cl_mofo.loop.Loop` that hooks call; the loop's docstring says what they read."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    language_model: LanguageModel
+    recipe: Recipe
+    plans: tuple[TaskPlan, ...]
+    plan: TaskPlan
+    strategies: tuple[Strategy, ...]
+    trainable: Mapping[str, torch.nn.Parameter]
+    task_index: int
+    pad: int
+    frozen: frozenset[str] = frozenset()
+
+    def _owner(self, phase: str) -> Strategy:
+        return next((s for s in self.strategies if phase in s.phases), Strategy())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the model's weights under their names in its checkpoint, adapters merged."""
+        return self._owner("model").weights(self.model)
+
+    def encoded(self, records: Sequence[Record], plan: TaskPlan | None = None) -> list[Example]:
+        """Encode records within a task's budgets; without one, of the task with the largest."""
+        plan = plan or max(self.plans, key=lambda p: p.prompt_tokens + p.answer_tokens)
+        encoder = encoder_for(self.language_model.tokenizer, plan, self.recipe)
+        return [encoder.encode(record["prompt"], record["answer"]) for record in records]
+
+    def micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        """Split examples into forward passes."""
+        return micro_batches(
+            examples,
+            self.recipe.training.micro_batch_size,
+            self.pad,
+            sort=self.recipe.training.loss == "tokens",
+        )
+
+    def loss_on(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a micro-batch's logits and its loss summed over supervised tokens."""
+        with self.language_model.autocast():
+            logits, labels = supervised_logits(self.model, micro)
+        return logits, summed_loss(logits, labels)
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Return the gradients in the model by parameter: of those that this step moves."""
+        return {n: p.grad for n, p in self.trainable.items() if p.grad is not None}
+
+    def freeze(self, names: Iterable[str]) -> None:
+        """Take parameters out of the step under way: no gradient, no update, no new moments."""
+        self.frozen |= frozenset(names)
+        for name in self.frozen:
+            self.trainable[name].requires_grad_(False)
+
+    @contextmanager
+    def nothing_frozen(self) -> Iterator[None]:
+        """Let gradients of frozen parameters be computed too, for a while."""
+        for parameter in self.trainable.values():
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.freeze(())
+
+    @contextmanager
+    def freezing(self) -> Iterator[None]:
+        """Whatever becomes of a step, what it froze is trainable after it."""
+        try:
+            yield
+        finally:
+            self.frozen = frozenset()
+            for parameter in self.trainable.values():
+                parameter.requires_grad_(True)
+
+    def generator(self, purpose: str, *numbers: int) -> np.random.Generator:
+        """Return a generator that run seed, task, purpose and numbers determine, and nothing else.
+
+        Args:
+            purpose: what is drawn, so that no two draws are alike by accident.
+            numbers: what else a draw belongs to, such as the step; at least 0.
+        """
+        seed = [self.recipe.seed, self.task_index, *numbers, *purpose.encode()]
+        return np.random.default_rng(np.random.SeedSequence(seed))
