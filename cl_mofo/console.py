@@ -25,7 +25,6 @@ from cl_mofo.observer import Observer
 if TYPE_CHECKING:
     from cl_mofo.config import Recipe
     from cl_mofo.data.plan import TaskPlan
-    from cl_mofo.errors import TrainingError
     from cl_mofo.loop import Loop
 
 
@@ -134,7 +133,7 @@ class Console(Observer):
             soft_wrap=True,
         )
 
-    def diverged(self, error: TrainingError) -> None:
+    def failed(self, error: Exception) -> None:
         """Say why a sweep's run ended early."""
         self._close()
         self.console.print(f"stopped: {error}", highlight=False, markup=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from cl_mofo.config import Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
-from cl_mofo.errors import TrainingError
+from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.folder import RunFolder
 from cl_mofo.manifest import manifest, now
 from cl_mofo.observer import Observer
@@ -79,7 +79,8 @@ def run(
         ).learn()
         folder.write_json("manifest.json", record | {"finished": now()})
     except BaseException as error:
-        folder.log.error("stopped: %s: %s", type(error).__name__, error)
+        known = isinstance(error, UserError | TrainingError | KeyboardInterrupt)
+        folder.log.error("stopped: %s: %s", type(error).__name__, error, exc_info=not known)
         if isinstance(error, TrainingError):
             folder.write_json("manifest.json", record | {"diverged": str(error)})
         raise

@@ -20,11 +20,31 @@ import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from cl_mofo.errors import UserError
+
+LOG = "run.log"
+
+
+def hold(file: IO[Any]) -> bool:
+    """Lock a file for as long as it is open; return whether no other process holds it.
+
+    Where the system has no such locks, it is nobody's.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 class RunFolder:
@@ -44,12 +64,22 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # "x": of two runs that were given one folder at once, one gets it.
-            self._handler = logging.FileHandler(self.path / "run.log", "x", encoding="utf-8")
+            self._handler = logging.FileHandler(self.path / LOG, "x", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be used: {error.strerror}") from error
+        hold(self._handler.stream)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.log = logging.Logger("cl_mofo.run", logging.INFO)
         self.log.addHandler(self._handler)
+
+    @staticmethod
+    def in_use(path: Path) -> bool:
+        """Tell whether a process is writing a run into a folder now."""
+        try:
+            with (path / LOG).open("rb") as log:
+                return not hold(log)
+        except OSError:
+            return False
 
     @staticmethod
     def check(path: str | Path | None) -> None:

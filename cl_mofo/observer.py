@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cl_mofo.config import Recipe
     from cl_mofo.data.plan import TaskPlan
-    from cl_mofo.errors import TrainingError
     from cl_mofo.loop import Loop
 
 
@@ -48,7 +47,7 @@ class Observer:
     ) -> None:
         """Hear which of a sweep's runs is next, counted from 1, or why it is skipped."""
 
-    def diverged(self, error: TrainingError) -> None:
+    def failed(self, error: Exception) -> None:
         """Hear that a sweep's run ended early; the next is not touched by it."""
 
     def swept(self, folder: Path) -> None:

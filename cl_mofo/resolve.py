@@ -59,10 +59,13 @@ def strategies_of(recipe: Recipe, known: Registry) -> tuple[Strategy, ...]:
     """Make the recipe's strategies, with their settings, in their order of acting.
 
     Raises:
-        UserError: a strategy is unknown, or two cannot be combined.
+        UserError: a strategy is unknown, two cannot be combined, or one does not fit the recipe.
     """
     names = parse_names(recipe.strategy)
-    return compose(known.strategy(name)(recipe.strategies[name]) for name in names)
+    strategies = compose(known.strategy(name)(recipe.strategies[name]) for name in names)
+    for strategy in strategies:
+        strategy.check_recipe(recipe)
+    return strategies
 
 
 def _with_protocol(core: Mapping[str, Any]) -> dict[str, Any]:

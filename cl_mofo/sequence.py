@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cl_mofo.config import Recipe
@@ -118,22 +119,23 @@ class TaskSequence:
         if self.recipe.evaluation.initial:
             initial: list[float | None] = [None] * len(plans)
             losses: list[float | None] = [None] * len(plans)
-            self._evaluate(0, range(len(plans)), initial, [None] * len(plans), losses)
+            with self._timed("evaluation"), self.loop.evaluating():
+                self._evaluate(0, range(len(plans)), initial, [None] * len(plans), losses)
             self.initial, self.initial_losses = initial, losses
         self._write()
         for i, (plan, experience) in enumerate(
             zip(plans, self.benchmark.train_stream, strict=True)
         ):
             folder.log.info("learning %s", plan.task.name)
-            began = time.perf_counter()
-            self.loop.train(experience, eval_streams=[])
-            self.seconds["training"] += time.perf_counter() - began
+            with self._timed("training"):
+                self.loop.train(experience, eval_streams=[])
             self.learned = i + 1
             folder.write_record(_after(self.learned, plan), self._records())
             if start:
                 self.distances.append(distance(self.loop.weights(), start))
             tested = range(len(plans)) if self.recipe.evaluation.tasks == "all" else range(i + 1)
-            self._evaluate(i + 1, tested, self.scores[i], self.metrics[i], self.losses[i])
+            with self._timed("evaluation"), self.loop.evaluating():
+                self._evaluate(i + 1, tested, self.scores[i], self.metrics[i], self.losses[i])
             self.observer.measured(self._write())
         if self.recipe.save_model:
             self._save_model()
@@ -142,6 +144,12 @@ class TaskSequence:
         self.observer.finished(results, folder.path)
         folder.log.info("finished: OP %.2f", results["op"][-1])
         return results | {"folder": str(folder.path)}
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - began
 
     def _evaluate(
         self,
@@ -152,19 +160,6 @@ class TaskSequence:
         losses: list[float | None],
     ) -> None:
         """Answer and score the tasks in `tested`, and fill one row of each matrix."""
-        began = time.perf_counter()
-        with self.loop.evaluating():
-            self._answer(learned, tested, scores, metrics, losses)
-        self.seconds["evaluation"] += time.perf_counter() - began
-
-    def _answer(
-        self,
-        learned: int,
-        tested: Sequence[int],
-        scores: list[float | None],
-        metrics: list[Any],
-        losses: list[float | None],
-    ) -> None:
         settings = self.recipe.evaluation
         after = _after(learned, self.plans[learned - 1]) if learned else "00-initial"
         for j in tested:

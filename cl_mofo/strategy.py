@@ -29,7 +29,7 @@ from cl_mofo.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from cl_mofo.config import OptimizerConfig
+    from cl_mofo.config import OptimizerConfig, Recipe
     from cl_mofo.data.batches import MicroBatch
     from cl_mofo.data.stages import Stage
     from cl_mofo.loop import Loop
@@ -58,6 +58,13 @@ class Strategy:
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse a recipe that the settings do not fit, before anything is loaded.
+
+        Raises:
+            UserError: naming the keys that do not go together.
+        """
 
     def check_model(self, language_model: LanguageModel) -> None:
         """Refuse a model that the settings do not fit, before anything is written.

@@ -7,6 +7,7 @@ to it (claim.py), so that the same command goes on, also several times at once.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,8 @@ def run_sweep(
     Raises:
         UserError: something has to be mended; if it is in the recipe, the data or the folders,
             then before the first run, for all runs at once.
-        TrainingError: runs diverged, now or before; all others are done.
+        TrainingError: runs failed: they diverged, now or before, or memory ran out; all others are
+            done.
     """
     if not isinstance(recipe, Request):
         recipe = read_request(recipe if isinstance(recipe, Mapping) else str(recipe))
@@ -65,29 +67,30 @@ def run_sweep(
     _check_folders(root, runs)
     observer = observer or Observer()
     results: list[dict[str, Any]] = []
-    diverged: list[str] = []
+    failed: list[str] = []
     for number, (name, checked) in enumerate(runs.items(), 1):
         folder = root / name
         with claim(folder) as free:
+            free = free and not RunFolder.in_use(folder)
             found = state(folder, checked) if free else None
             observer.next_run(number, len(runs), checked, folder, SKIPPED.get(found))
             if found is State.FINISHED:
                 stored = json.loads((folder / "results.json").read_text("utf-8"))
                 results.append(stored | {"folder": str(folder)})
             elif found is State.DIVERGED:
-                diverged.append(f"run {name}: {manifest_of(folder)['diverged']}")
+                failed.append(f"run {name}: {manifest_of(folder)['diverged']}")
             elif found is State.OPEN:
                 clear(folder)
                 try:
                     results.append(_run(checked, folder, observer))
-                except TrainingError as error:
-                    diverged.append(f"run {name}: {error}")
-                    observer.diverged(error)
+                except (TrainingError, MemoryError, RuntimeError) as error:
+                    failed.append(f"run {name}: {error}")
+                    observer.failed(error)
     observer.swept(root)
-    if diverged:
-        told = f"{len(diverged)} of {len(runs)} runs diverged, which stopped no other:"
-        again = f"They are not run again until their folders in {root} are deleted."
-        raise TrainingError("\n".join([told, *diverged, again]))
+    if failed:
+        told = f"{len(failed)} of {len(runs)} runs failed, which stopped no other:"
+        again = f"One that diverged is not run again until its folder in {root} is deleted."
+        raise TrainingError("\n".join([told, *failed, again]))
     return results
 
 
@@ -112,16 +115,13 @@ def plan_sweep(request: Request) -> dict[str, Recipe]:
     raw = Sweep(sweep.rows, vary).over(given)
     if wanted is not None:
         raw = _selected(raw, str(wanted))
+    _hashes.cache_clear()
     recipes: dict[str, Recipe] = {}
     problems: dict[str, list[str]] = {}
-    loaded: set[tuple[DataConfig, tuple[str, ...]]] = set()
     for name, run in raw.items():
         try:
             recipe = resolve(replace(request, given=run, asked=asked).complete())
-            tasks = tuple(plan.task.name for plan in plan_tasks(recipe, registry(recipe.imports)))
-            if (recipe.data, tasks) not in loaded:
-                load_suite(recipe.data, tasks)
-                loaded.add((recipe.data, tasks))
+            _data_of(recipe)
         except UserError as error:
             problems.setdefault(str(error), []).append(name)
             continue
@@ -131,6 +131,17 @@ def plan_sweep(request: Request) -> dict[str, Recipe]:
     if problems:
         raise UserError("\n".join(f"{_which(n, len(raw))}: {p}" for p, n in problems.items()))
     return recipes
+
+
+def _data_of(recipe: Recipe) -> Mapping[str, str]:
+    """Return the hashes of a recipe's data, which are read and checked once."""
+    tasks = tuple(plan.task.name for plan in plan_tasks(recipe, registry(recipe.imports)))
+    return _hashes(recipe.data, tasks)
+
+
+@functools.lru_cache(maxsize=64)
+def _hashes(data: DataConfig, tasks: tuple[str, ...]) -> Mapping[str, str]:
+    return load_suite(data, tasks).hashes
 
 
 def _which(names: Sequence[str], total: int) -> str:
@@ -172,10 +183,13 @@ def _check_folders(root: Path, runs: Mapping[str, Recipe]) -> None:
     for name, recipe in runs.items():
         try:
             state(root / name, recipe)
+            data = manifest_of(root / name).get("data")
+            if data is not None and data != _data_of(recipe):
+                raise UserError(f"{root / name}: holds a run on other data than these. {MOVE}")
         except UserError as error:
             # Between two files of a live run its folder may look like anything.
             with claim(root / name) as free:
-                if free:
+                if free and not RunFolder.in_use(root / name):
                     problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))

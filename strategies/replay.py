@@ -41,6 +41,7 @@ from cl_mofo.errors import UserError
 from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
+    from cl_mofo.config import Recipe
     from cl_mofo.loop import Loop
 
 Row = TypeVar("Row")
@@ -152,12 +153,15 @@ class Replay(Strategy):
             stages = [dataclasses.replace(s, memory=old, from_memory=taken) for s in stages]
         return stages
 
-    def _old_in(self, batch_size: int) -> int:
-        if batch_size < 2:
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse batches that cannot hold both old and new rows."""
+        if self.config.schedule == "interleaved" and recipe.optimizer.batch_size < 2:
             raise UserError(
-                "strategy replay: schedule: interleaved puts old and new rows into one batch, and "
-                f"optimizer.batch_size is {batch_size}; give at least 2, or take schedule: trace"
+                "recipe key replay.schedule: interleaved puts old and new rows into one batch, and "
+                "optimizer.batch_size is 1; give at least 2, or take schedule: trace"
             )
+
+    def _old_in(self, batch_size: int) -> int:
         config: Replay.Config = self.config
         return min(max(1, round(config.mix * batch_size)), batch_size - 1)
 

@@ -14,6 +14,7 @@ from cl_mofo import cli, experiment
 from cl_mofo.claim import claim
 from cl_mofo.console import Console
 from cl_mofo.errors import TrainingError, UserError
+from cl_mofo.folder import RunFolder
 from cl_mofo.observer import Observer
 from cl_mofo.recipes import override, read_request
 from cl_mofo.sweep import run_sweep
@@ -166,10 +167,10 @@ def test_a_run_that_diverges_stops_no_other_and_is_not_run_again(tmp_path):
         assert heard.told == list(enumerate(skipped, 1))
         told.append(str(caught.value))
     first, reason, again = told[0].splitlines()
-    assert first.startswith("1 of 2 runs diverged")
+    assert first.startswith("1 of 2 runs failed")
     assert reason.startswith("run mofo: ")
     assert "not finite" in reason
-    assert "until their folders" in again
+    assert "until its folder" in again
     assert told[1] == told[0]
     assert json.loads((tmp_path / "sequential" / "results.json").read_text())["finished"]
     assert not json.loads((tmp_path / "mofo" / "results.json").read_text())["finished"]
@@ -214,6 +215,46 @@ def test_what_another_holds_is_left_to_it(tmp_path):
     assert heard.told == [(1, None), (2, "another process is running it")]
     assert [r["strategy"] for r in results] == ["sequential"]
     assert [f.name for f in (tmp_path / "mofo").iterdir()] == ["run.log"]
+
+
+def test_a_single_run_under_way_is_left_alone(tmp_path):
+    folder = RunFolder(tmp_path / "mofo", "mofo")  # what `cl-mofo run --out` holds while it runs
+    folder.log.info("under way")
+    heard = Heard()
+    run_sweep(TWO, out=tmp_path, observer=heard)
+    assert heard.told == [(1, None), (2, "another process is running it")]
+    assert "under way" in (tmp_path / "mofo" / "run.log").read_text()
+    folder.close()
+    assert not RunFolder.in_use(tmp_path / "mofo")
+
+
+def test_a_finished_run_on_other_data_is_refused(tmp_path, monkeypatch):
+    for name, text in (("one", "Paris"), ("two", "Lyon")):
+        for split in ("train", "eval", "test"):
+            file = tmp_path / name / "FOMC" / f"{split}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps([{"prompt": "The capital?", "answer": text}]))
+    data = {"data": {"suite": "trace", "path": "$SOMEWHERE"}, "model": {"path": "tiny"}}
+    only = SMALL | data | {"tasks": {"only": ["FOMC"], "epochs": 1, "prompt_tokens": 32}}
+    one = only | {"sweep": {"rows": [{"strategy": "sequential"}]}}
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path / "one"))
+    run_sweep(one, out=tmp_path / "out")
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path / "two"))
+    with pytest.raises(UserError, match="sequential: holds a run on other data"):
+        run_sweep(one, out=tmp_path / "out")
+
+
+def test_a_run_that_runs_out_of_memory_stops_no_other(tmp_path, monkeypatch):
+    def short(recipe, out, observer):
+        if recipe.strategy == "sequential":
+            raise RuntimeError("out of memory")
+        return {"strategy": recipe.strategy}
+
+    monkeypatch.setattr(experiment, "run", short)
+    heard = Heard()
+    with pytest.raises(TrainingError, match="run sequential: out of memory"):
+        run_sweep(TWO, out=tmp_path, observer=heard)
+    assert heard.told == [(1, None), (2, None)]
 
 
 def test_a_process_that_is_killed_frees_its_run(tmp_path):
