@@ -17,6 +17,7 @@ import torch
 from cl_mofo.data.examples import pack, unpack
 from cl_mofo.data.tokenise import Example
 from cl_mofo.errors import TrainingError
+from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
     from cl_mofo.loop import Loop
@@ -42,10 +43,6 @@ class EpisodicMemory:
         drawn = loop.generator("memory").choice(len(loop.examples), size, replace=False)
         self.tasks.append([loop.examples[i] for i in drawn])
 
-    def record(self) -> dict[str, Any]:
-        """Return how many examples are kept of each task, in the order learned."""
-        return {"memory_examples": [len(examples) for examples in self.tasks]}
-
     def state_dict(self) -> dict[str, Any]:
         """Return the examples as tensors."""
         return {"tasks": [pack(examples) for examples in self.tasks]}
@@ -53,6 +50,30 @@ class EpisodicMemory:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         self.tasks = [unpack(packed) for packed in state["tasks"]]
+
+
+class Episodic(Strategy):
+    """A strategy that keeps an episodic memory; its Config has `memory_examples`."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config)
+        self.memory = EpisodicMemory(self.config.memory_examples)
+
+    def after_experience(self, loop: Loop) -> None:
+        """Draw the task's memory."""
+        self.memory.keep(loop)
+
+    def record(self) -> dict[str, Any]:
+        """Return how many examples are kept of each task, in the order learned."""
+        return {"memory_examples": [len(examples) for examples in self.memory.tasks]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the memories."""
+        return {"memory": self.memory.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.memory.load_state_dict(state["memory"])
 
 
 def memory_gradient(loop: Loop, examples: Sequence[Example]) -> dict[str, torch.Tensor]:

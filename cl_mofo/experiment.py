@@ -79,8 +79,8 @@ def run(
         ).learn()
         folder.write_json("manifest.json", record | {"finished": now()})
     except BaseException as error:
-        known = isinstance(error, UserError | TrainingError | KeyboardInterrupt)
-        folder.log.error("stopped: %s: %s", type(error).__name__, error, exc_info=not known)
+        fault = not isinstance(error, UserError | TrainingError | KeyboardInterrupt)
+        folder.log.error("stopped: %s: %s", type(error).__name__, error, exc_info=fault)
         if isinstance(error, TrainingError):
             folder.write_json("manifest.json", record | {"diverged": str(error)})
         raise

@@ -67,7 +67,8 @@ class RunFolder:
             self._handler = logging.FileHandler(self.path / LOG, "x", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be used: {error.strerror}") from error
-        hold(self._handler.stream)
+        if self._handler.stream is not None:
+            hold(self._handler.stream)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.log = logging.Logger("cl_mofo.run", logging.INFO)
         self.log.addHandler(self._handler)

@@ -17,7 +17,6 @@ for r (4.4 GB for TinyLlama) and 24 * 2^20 of scratch, during a step only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,13 +25,12 @@ import torch
 from pydantic import Field
 
 from cl_mofo.episodic import (
-    EpisodicMemory,
+    Episodic,
     combine,
     inner_products,
     memory_gradient,
     refuse_non_finite,
 )
-from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
     from cl_mofo.loop import Loop
@@ -51,7 +49,7 @@ def project(gradient: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     return gradient - dot / (reference @ reference) * reference
 
 
-class AGEM(Strategy):
+class AGEM(Episodic):
     """Constrain each step by the gradient on a batch from all memories."""
 
     name = "agem"
@@ -70,9 +68,10 @@ class AGEM(Strategy):
         memory_examples: Annotated[int, Field(ge=1)] | None = None
         batch_examples: Annotated[int, Field(ge=1)] | None = None
 
+    config: Config
+
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        self.memory = EpisodicMemory(self.config.memory_examples)
         self.reference: dict[str, torch.Tensor] = {}
 
     def before_step(self, loop: Loop) -> None:
@@ -103,19 +102,3 @@ class AGEM(Strategy):
         lengths = np.sqrt(np.maximum(np.diag(products), np.finfo(float).tiny))
         loop.figures["agem.cosine"] = float(dot / lengths[0] / lengths[1])
         loop.figures["agem.projected"] = float(dot < 0)
-
-    def after_experience(self, loop: Loop) -> None:
-        """Draw the task's memory."""
-        self.memory.keep(loop)
-
-    def record(self) -> dict[str, Any]:
-        """Return the size of each memory."""
-        return self.memory.record()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the memories."""
-        return {"memory": self.memory.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        self.memory.load_state_dict(state["memory"])

@@ -131,6 +131,8 @@ class EWC(Strategy):
                     f"the variant 'trace' makes no Fisher pass; leave {' and '.join(given)} out"
                 )
 
+    config: Config
+
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.fisher: dict[str, torch.Tensor] = {}

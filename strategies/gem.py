@@ -41,13 +41,12 @@ from pydantic import Field
 from scipy.optimize import nnls
 
 from cl_mofo.episodic import (
-    EpisodicMemory,
+    Episodic,
     combine,
     inner_products,
     memory_gradient,
     refuse_non_finite,
 )
-from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
     from cl_mofo.loop import Loop
@@ -105,7 +104,7 @@ def project(
     return (g + G.T @ torch.from_numpy(v).to(g.device)).to(gradient.dtype)
 
 
-class GEM(Strategy):
+class GEM(Episodic):
     """Constrain each step by the gradients on memories of all past tasks."""
 
     name = "gem"
@@ -133,9 +132,10 @@ class GEM(Strategy):
         dtype: Literal["bfloat16", "float32"] = "bfloat16"
         offload: bool = False
 
+    config: Config
+
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        self.memory = EpisodicMemory(self.config.memory_examples)
         self.rows: dict[str, torch.Tensor] = {}
 
     def before_step(self, loop: Loop) -> None:
@@ -187,19 +187,15 @@ class GEM(Strategy):
     def after_experience(self, loop: Loop) -> None:
         """Draw the task's memory, and free what only its steps needed."""
         self.rows = {}
-        self.memory.keep(loop)
-
-    def record(self) -> dict[str, Any]:
-        """Return the size of each memory."""
-        return self.memory.record()
+        super().after_experience(loop)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the memories, and their gradients if a later step uses them again."""
         reused = self.rows if self.config.refresh > 1 else {}
-        return {"memory": self.memory.state_dict(), "rows": dict(reused)}
+        return super().state_dict() | {"rows": dict(reused)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self.memory.load_state_dict(state["memory"])
+        super().load_state_dict(state)
         rows = state["rows"].items()
         self.rows = {name: row.to("cpu") if self.config.offload else row for name, row in rows}

@@ -108,6 +108,8 @@ class HFT(Strategy):
 
         redraw: Literal["step", "task"] = "step"
 
+    config: Config
+
     def draw_for(self, loop: Loop) -> frozenset[str]:
         """Return the names of the tensors that the loop's present step freezes.
 

@@ -123,6 +123,8 @@ class LoRA(Strategy):
             if not self.targets or not all(self.targets):
                 raise ValueError("targets must name at least one layer, and none by an empty text")
 
+    config: Config
+
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.layers: list[str] = []

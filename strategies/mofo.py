@@ -48,6 +48,8 @@ class MoFO(Strategy):
         filter_all: bool = False
         decay: Literal["selected", "all"] = "selected"
 
+    config: Config
+
     def make_optimizer(
         self, named_parameters: Sequence[tuple[str, torch.nn.Parameter]], settings: OptimizerConfig
     ) -> torch.optim.Optimizer:

@@ -134,6 +134,8 @@ class Replay(Strategy):
                     "together; give that number as size"
                 )
 
+    config: Config
+
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.buffer: list[Kept] = []
@@ -162,8 +164,7 @@ class Replay(Strategy):
             )
 
     def _old_in(self, batch_size: int) -> int:
-        config: Replay.Config = self.config
-        return min(max(1, round(config.mix * batch_size)), batch_size - 1)
+        return min(max(1, round(self.config.mix * batch_size)), batch_size - 1)
 
     def after_experience(self, loop: Loop) -> None:
         """Note which rows were replayed, and take rows of the task into the buffer."""
@@ -171,10 +172,11 @@ class Replay(Strategy):
         generator = loop.generator("replay")
         name = loop.plan.task.name
         rows = [Kept(name, i, example) for i, example in enumerate(loop.examples)]
-        if self.config.selection == "reservoir":
-            self.buffer = reservoir(self.buffer, self.seen, rows, self.config.size, generator)
+        size = self.config.size
+        if self.config.selection == "reservoir" and size is not None:
+            self.buffer = reservoir(self.buffer, self.seen, rows, size, generator)
         else:
-            count = self.config.size or self._share_of(len(rows))
+            count = size or self._share_of(len(rows))
             draw = generator if self.config.selection == "random" else None
             self.buffer += first_or_random(rows, count, draw)
         self.seen += len(rows)

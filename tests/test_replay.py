@@ -111,6 +111,16 @@ def test_the_learning_rate_spans_task_and_pass(tiny):
         assert lr_factor("cosine", total - 1, total, 0) > 0
 
 
+def test_the_learning_rate_starts_anew_with_the_pass_if_asked(tiny):
+    settings = ("replay.restart=true", "replay.ratio=0.6", "optimizer.warmup_ratio=0.4")
+    _, _, rows, _ = run(tiny, *settings, tasks=TASKS[:2])
+    # Five steps, then a pass of three: 2 and 1 of them warm up, then the cosine of the others.
+    task = [1 / 3, 2 / 3, *(0.5 * (1 + math.cos(math.pi * s / 3)) for s in range(3))]
+    again = [1 / 2, *(0.5 * (1 + math.cos(math.pi * s / 2)) for s in range(2))]
+    lrs = [row["lr"] / 1e-3 for row in rows]
+    assert lrs == pytest.approx([*task, *task, *again])
+
+
 @pytest.mark.parametrize("used", [True, False])
 def test_with_rows_of_no_task_the_first_task_has_a_pass(tiny, used):
     _, records, _, steps = run(tiny, f"replay.auxiliary={used}", tasks=TASKS[:2], auxiliary=LIMA)

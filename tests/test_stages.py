@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cl_mofo.data.stages import Stage, stage_of
+from cl_mofo.data.stages import Stage, schedule_of, stage_of
 from cl_mofo.data.tokenise import Example
 
 
@@ -77,3 +77,12 @@ def test_without_memory_no_place_is_kept_for_it():
 def test_an_epoch_belongs_to_a_stage(epoch, name):
     stages = [Stage("task", rows(1), 2), Stage("replay", rows(1), 1)]
     assert stage_of(stages, epoch).name == name
+
+
+def test_a_schedule_spans_the_stages_up_to_the_next_that_restarts_it():
+    one = Stage("task", rows(8), epochs=2)  # two steps an epoch, in batches of four
+    spanning, restarting = Stage("more", rows(8), 1), Stage("more", rows(8), 1, restart=True)
+    assert [schedule_of([one, spanning], e, 4) for e in range(3)] == [(0, 6)] * 3
+    assert [schedule_of([one, restarting], e, 4) for e in range(3)] == [(0, 4), (0, 4), (4, 2)]
+    both = [one, restarting, spanning]
+    assert [schedule_of(both, e, 4) for e in range(4)] == [(0, 4), (0, 4), (4, 4), (4, 4)]
