@@ -41,7 +41,7 @@ def test_it_is_listed_with_its_one_line(file):
 def test_it_keeps_the_weights_near_and_composes(file, tmp_path):
     distances = {}
     for strategy in ("mofo", "l2+mofo"):
-        recipe = {**SMALL, "strategy": strategy, "imports": [str(file)], "l2": {"strength": 0.5}}
+        recipe = {**SMALL, "strategy": strategy, "imports": [str(file)], "l2": {"strength": 20}}
         results = cl_mofo.run(recipe, out=tmp_path / strategy)
         distances[strategy] = results["distance"][-1]
     assert distances["l2+mofo"] < 0.9 * distances["mofo"]
