@@ -4,11 +4,11 @@ A strategy acts at named places of the loop (`cl_mofo.loop` shows them all). Whi
 its `phases`; a combination acts phase by phase in the order below, however its name was written:
 
     model      adapters: which parameters are trained      one at most
-    optimizer  the base optimizer, or a filter around it   one at most
     data       what is learned beside the task's own rows
     update     which parameters a step may move, drawn before its gradients
     penalty    terms added to the gradient
     projection the gradient after all penalties            one at most
+    optimizer  the base optimizer, or a filter around it   one at most
     end        memories and statistics after a task
 
 Penalties and projections thus see only the parameters that the step may move, and an optimizer that
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cl_mofo.loop import Loop
     from cl_mofo.model import LanguageModel
 
-PHASES = ("model", "optimizer", "data", "update", "penalty", "projection", "end")
+PHASES = ("model", "data", "update", "penalty", "projection", "optimizer", "end")
 STEP_PHASES = ("update", "penalty", "projection")
 """The phases of the hooks within a step, which act in their order."""
 EXCLUSIVE = frozenset({"model", "optimizer", "projection"})
