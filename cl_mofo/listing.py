@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,14 @@ def strategies(imports: tuple[Path, ...] = ()) -> Table:
     for name, strategy in sorted(registry(imports).strategies.items()):
         module = inspect.getmodule(strategy)
         text = inspect.getdoc(module) or inspect.getdoc(strategy) or ""
-        given = ", ".join(f"{name}.{key}={value}" for key, value in settings(strategy).items())
+        given = ", ".join(f"{name}.{k}={_as_set(v)}" for k, v in settings(strategy).items())
         table.add_row(escape(name), escape(text.split("\n\n")[0]), escape(given))
     return table
+
+
+def _as_set(value: Any) -> str:
+    """Return a value as `--set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def tasks(imports: tuple[Path, ...] = ()) -> Table:
