@@ -8,6 +8,7 @@ subclasses.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -24,7 +25,7 @@ from typing import TypeVar
 
 from cl_mofo.config import SWEEP, Recipe
 from cl_mofo.errors import UserError, nearest
-from cl_mofo.strategy import PHASES, Strategy
+from cl_mofo.strategy import CLAIMED, PHASES, STEP_PHASES, Strategy
 from cl_mofo.task import Task
 
 GROUPS = ("cl_mofo.tasks", "cl_mofo.strategies")
@@ -147,12 +148,36 @@ def _check_strategy(strategy: type[Strategy], file: str) -> None:
             f"{where}: its name is {strategy.name!r}; use small letters, digits, '_' and '-', a "
             f"letter first, and none of the recipe's own keys"
         )
-    if unknown := strategy.phases - set(PHASES):
-        raise UserError(f"{where}: unknown phases {sorted(unknown)}; known: {', '.join(PHASES)}")
+    if not isinstance(strategy.phases, (set, frozenset)) or strategy.phases - set(PHASES):
+        raise UserError(
+            f"{where}: phases is {strategy.phases!r}; give a set of {', '.join(PHASES)}, as in "
+            f'frozenset({{"penalty"}})'
+        )
+    if len(steps := strategy.phases & set(STEP_PHASES)) > 1:
+        raise UserError(
+            f"{where}: acts in {' and '.join(sorted(steps))}; a strategy has one phase of a step"
+        )
+    for hook, phases in CLAIMED.items():
+        used = getattr(strategy, hook) is not getattr(Strategy, hook)
+        if used and not strategy.phases & phases:
+            raise UserError(
+                f"{where}: has {hook}, but not the phase {' or '.join(sorted(phases))} that it "
+                f"acts in"
+            )
+    if not dataclasses.is_dataclass(strategy.Config):
+        raise UserError(f"{where}: its Config is no dataclass; write @dataclass(frozen=True) above")
     try:
-        strategy.Config()
-    except TypeError as error:
-        raise UserError(f"{where}: every setting needs a default ({error})") from error
+        config = strategy.Config()
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: every setting needs a default that is valid ({error})"
+        ) from error
+    try:
+        strategy(config)
+    except Exception as error:
+        raise UserError(
+            f"{where}: cannot be made of its Config: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _by_name(kind: str, found: Iterable[tuple[str, T, str]]) -> dict[str, T]:

@@ -6,6 +6,7 @@ metrics.parquet    one row per optimizer step
 predictions/<after>/<task>.jsonl   one line per test example
 strategies/<after>.json   what strategies say of a task they have learned
 results.json       scores, OP and BWT; rewritten after every task
+adapter/           LoRA's adapters, in peft's format
 figures/*.png      the matrix as a heat map, OP and BWT over tasks
 model/             the final weights, as safetensors
 run.log            what happened when
@@ -29,8 +30,8 @@ from cl_mofo.errors import UserError
 LOG = "run.log"
 
 
-def hold(file: IO[Any]) -> bool:
-    """Lock a file for as long as it is open; return whether no other process holds it.
+def hold(file: IO[Any], *, probe: bool = False) -> bool:
+    """Lock a file for as long as it is open; or, as a probe, return whether no process holds it.
 
     Where the system has no such locks, it is nobody's.
     """
@@ -39,7 +40,7 @@ def hold(file: IO[Any]) -> bool:
     except ImportError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB if probe else fcntl.LOCK_EX)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks
@@ -77,8 +78,8 @@ class RunFolder:
     def in_use(path: Path) -> bool:
         """Tell whether a process is writing a run into a folder now."""
         try:
-            with (path / LOG).open("rb") as log:
-                return not hold(log)
+            with (path / LOG).open("r+b") as log:  # writable: NFS locks no other
+                return not hold(log, probe=True)
         except OSError:
             return False
 

@@ -2,6 +2,7 @@
 
 This is the whole of it, with every place a strategy may act and the Avalanche callbacks around::
 
+    strategy.check_recipe(recipe); strategy.check_model(language_model)
     strategy.adapt_model(language_model)
     optimizer = strategy.make_optimizer(...)
     for experience in stream:                          # a task; [before|after]_training_exp
@@ -18,7 +19,9 @@ This is the whole of it, with every place a strategy may act and the Avalanche c
                 clip; optimizer.step()                 # [before|after]_update
                 strategy.after_step(loop)
         strategy.after_experience(loop)
+        strategy.record(); strategy.weights(model)     # for the run's folder, and its distance
         with strategy.evaluating(loop): score
+    strategy.export(loop, folder)
 
 One training iteration is one optimizer step on a global batch. Avalanche plugins that only look
 (loggers, loss metrics, whatever calls `stop_training`) work in it; after an iteration `loss` is the
@@ -77,12 +80,13 @@ class Loop(Services, SupervisedTemplate):
     What hooks may read and change: `model`, `trainable` (its trained parameters by name),
     `optimizer`, `plan`, `task_index`, `examples` (the task's encoded training split), `stage`,
     `epoch`, `step` and `total_steps` (of this task), `global_step`, `lr`, `gradients()`, `figures`
-    (of this step, for the record), and after a step `step_loss` (mean per supervised token),
+    (of this step, for the record), and after a step `step_loss` (as `training.loss` averages it),
     `grad_norm` (before clipping), `step_supervised` (tokens learned), `step_tokens` (all that are
     no padding) and `step_positions` (computed, padding included).
 
     `state_dict` and `load_state_dict` hold all a run needs to go on between any two steps or tasks;
-    the next `train` must then get the experience that was under way, or was next.
+    the next `train` must then get the experience that was under way, or was next. What Avalanche's
+    plugins keep is not in it, nor is a request to stop.
     """
 
     def __init__(
@@ -114,7 +118,6 @@ class Loop(Services, SupervisedTemplate):
         self.figures: dict[str, float] = {}
         self.step_loss = torch.zeros(())
         self.step_supervised = self.step_tokens = self.step_positions = 0
-        self.micro_batch: MicroBatch | None = None
         for strategy in self.strategies:
             strategy.adapt_model(language_model)
         self.trainable = {
@@ -153,6 +156,11 @@ class Loop(Services, SupervisedTemplate):
         """Encode the experience's records; `batches` draws them anew each epoch."""
         self.task_index = self.experience.current_experience
         self.plan = self.plans[self.task_index]
+        self.begun = False
+        self.epoch = self.batch = self.step = 0
+        if self.resumed is not None:
+            self.resumed.restore(self)
+            self.resumed = None
         rows = self.adapted_dataset
         self.examples = self.encoded([rows[i] for i in range(len(rows))], self.plan)
         self.stages = [Stage("task", self.examples, self.plan.epochs)]
@@ -160,10 +168,6 @@ class Loop(Services, SupervisedTemplate):
             self.stages = strategy.stages(self, self.stages)
         size = self.recipe.optimizer.batch_size
         self.total_steps = sum(stage.steps(size) for stage in self.stages)
-        self.epoch = self.batch = self.step = 0
-        if self.resumed is not None:
-            self.resumed.restore(self)
-            self.resumed = None
         self.train_epochs = sum(stage.epochs for stage in self.stages) - self.epoch
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
@@ -172,6 +176,7 @@ class Loop(Services, SupervisedTemplate):
             self.optimizer = self._fresh_optimizer()
 
     def _before_training_exp(self, **kwargs: Any) -> None:
+        self._stop_training = False  # which Avalanche keeps if it was asked for in the last step
         super()._before_training_exp(**kwargs)
         if not self.begun:
             self.begun = True
@@ -182,10 +187,9 @@ class Loop(Services, SupervisedTemplate):
         refuse_broken_weights(self)
         for strategy in self.strategies:
             strategy.after_experience(self)
-        super()._after_training_exp(**kwargs)
         self.begun = False
         self.task_index += 1
-        self.epoch = self.batch = self.step = 0
+        super()._after_training_exp(**kwargs)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

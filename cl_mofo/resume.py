@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,22 +37,21 @@ class Position:
     @classmethod
     def of(cls, loop: Loop) -> Position:
         """Return where a loop is."""
-        names = [field.name for field in fields(cls) if field.name != "experience"]
-        return cls(loop.task_index, **{name: getattr(loop, name) for name in names})
+        within = (loop.epoch, loop.batch, loop.step) if loop.begun else (0, 0, 0)
+        return cls(loop.task_index, loop.begun, *within, loop.global_step)
 
     def restore(self, loop: Loop) -> None:
-        """Put a loop there, whose experience has just been set up.
+        """Put a loop there.
 
         Raises:
-            ValueError: the experience is another one.
+            ValueError: the experience that it has been given is another one.
         """
         if loop.task_index != self.experience:
             raise ValueError(
                 f"the state goes on with experience {self.experience}, not {loop.task_index}"
             )
-        for field in fields(self):
-            if field.name != "experience":
-                setattr(loop, field.name, getattr(self, field.name))
+        loop.begun, loop.global_step = self.begun, self.global_step
+        loop.epoch, loop.batch, loop.step = self.epoch, self.batch, self.step
 
 
 def loop_state(loop: Loop) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def set_loop_state(loop: Loop, state: Mapping[str, Any]) -> None:
     set_random_state(state["random"])
     loop.resumed = Position(**state["position"])
     loop.task_index = loop.resumed.experience
-    loop.begun, loop.global_step = loop.resumed.begun, loop.resumed.global_step
+    loop.resumed.restore(loop)
 
 
 def _on(device: torch.device, value: Any) -> Any:

@@ -20,7 +20,7 @@ class StepLog(SupervisedPlugin):
     """Keep rows of step figures.
 
     Each row: task, stage (of the task), epoch (from 0), step (of the task, from 1), global_step,
-    lr, loss (nats, mean per supervised token), grad_norm (before clipping), supervised (tokens
+    lr, loss (nats, as `training.loss` averages it), grad_norm (before clipping), supervised (tokens
     learned), tokens (all that are no padding), positions (computed, padding included), seconds,
     and what strategies put into `Loop.figures`.
     """

@@ -38,6 +38,14 @@ if TYPE_CHECKING:
 PHASES = ("model", "data", "update", "penalty", "projection", "optimizer", "end")
 STEP_PHASES = ("update", "penalty", "projection")
 """The phases of the hooks within a step, which act in their order."""
+CLAIMED = {
+    "adapt_model": {"model"},
+    "weights": {"model"},
+    "make_optimizer": {"optimizer"},
+    "stages": {"data"},
+    "on_gradients": {"penalty", "projection"},
+}
+"""Hooks that act in certain phases only, and those phases."""
 EXCLUSIVE = frozenset({"model", "optimizer", "projection"})
 
 
@@ -103,7 +111,10 @@ class Strategy:
         )
 
     def stages(self, loop: Loop, stages: list[Stage]) -> list[Stage]:
-        """Return what a task's steps run over, given its own rows as one stage (phase `data`)."""
+        """Return what a task's steps run over, given its own rows as one stage (phase `data`).
+
+        Called again where a run goes on within the task: the same state gives the same stages.
+        """
         return stages
 
     def before_experience(self, loop: Loop) -> None:

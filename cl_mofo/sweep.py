@@ -57,8 +57,8 @@ def run_sweep(
     Raises:
         UserError: something has to be mended; if it is in the recipe, the data or the folders,
             then before the first run, for all runs at once.
-        TrainingError: runs failed: they diverged, now or before, or memory ran out; all others are
-            done.
+        TrainingError: runs failed: they diverged, now or before, or ended in an error such as that
+            memory ran out; all others are done.
     """
     if not isinstance(recipe, Request):
         recipe = read_request(recipe if isinstance(recipe, Mapping) else str(recipe))
@@ -84,8 +84,11 @@ def run_sweep(
                 try:
                     results.append(_run(checked, folder, observer))
                 except (TrainingError, MemoryError, RuntimeError) as error:
-                    failed.append(f"run {name}: {error}")
+                    known = isinstance(error, TrainingError)
+                    where = "" if known else f" ({type(error).__name__}; more in its run.log)"
+                    failed.append(f"run {name}: {error}{where}")
                     observer.failed(error)
+                gc.collect()  # the model and its optimizer are in cycles; the next needs the room
     observer.swept(root)
     if failed:
         told = f"{len(failed)} of {len(runs)} runs failed, which stopped no other:"
@@ -202,5 +205,3 @@ def _run(recipe: Recipe, folder: Path, observer: Observer) -> dict[str, Any]:
         return run(recipe, out=folder, observer=observer)
     except UserError as error:
         raise UserError(f"run {folder.name}: {error}") from error
-    finally:
-        gc.collect()  # the model and its optimizer are in cycles, and the next needs their room

@@ -186,7 +186,8 @@ class Replay(Strategy):
 
     def _replayed(self, loop: Loop) -> dict[str, Any]:
         epochs = sum(stage.epochs for stage in loop.stages)
-        drawn = [e for epoch in range(epochs) for batch in loop.drawn(epoch) for e in batch]
+        batches = [batch for epoch in range(epochs) for batch in loop.drawn(epoch)][: loop.step]
+        drawn = [example for batch in batches for example in batch]
         # By identity: rows of equal tokens are not the same row.
         times = Counter(id(example) for example in drawn)
         rows: dict[str, list[int]] = {}

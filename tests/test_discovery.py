@@ -109,8 +109,17 @@ def test_files_that_cannot_be_imported(tmp_path, name, text, message):
         ("name = 'sweep'", "none of the recipe's own keys"),
         ("name = '../../escape'", "use small letters"),
         ("name = 'a+b'", "use small letters"),
-        ("name = 'x'; phases = frozenset({'later'})", "unknown phases"),
+        ("name = 'x'; phases = frozenset({'later'})", "give a set of model, data"),
+        ("name = 'x'; phases = ('penalty',)", "give a set of model, data"),
+        ("name = 'x'; phases = {'update', 'penalty'}", "one phase of a step"),
         ("name = 'x'\n    @dataclass(frozen=True)\n    class Config:\n        a: int", "default"),
+        ("name = 'x'\n    class Config:\n        a: int = 1", "no dataclass"),
+        ("name = 'x'\n    def __init__(self):\n        pass", "cannot be made of its Config"),
+        ("name = 'x'\n    def on_gradients(self, loop):\n        pass", "not the phase penalty or"),
+        (
+            "name = 'x'\n    def make_optimizer(self, a, b):\n        pass",
+            "not the phase optimizer",
+        ),
     ],
 )
 def test_strategies_that_would_not_work_are_refused_by_file(tmp_path, line, message):

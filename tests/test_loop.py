@@ -356,3 +356,36 @@ def test_an_avalanche_plugin_can_stop_training(tiny):
 
     loop = learn(build(tiny, plugins=[Stop()]), list(stream(10))[:1])
     assert loop.global_step == 1
+
+
+def test_a_stop_in_a_tasks_last_step_stops_no_other_task(tiny):
+    from avalanche.core import SupervisedPlugin
+
+    class Stop(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            if strategy.global_step == 3:  # of ten examples in batches of four
+                strategy.stop_training()
+
+    loop = build(tiny, plugins=[Stop()])
+    loop.train(list(stream(10)), eval_streams=[])
+    assert loop.global_step == 6
+
+
+def test_a_task_begins_after_one_that_was_interrupted(tiny):
+    class Interrupt(Strategy):
+        name = "interrupt"
+        begun: list[str] = []  # noqa: RUF012
+
+        def before_experience(self, loop):
+            self.begun.append(loop.plan.task.name)
+
+        def after_step(self, loop):
+            if loop.plan.task.name == "FOMC":
+                raise KeyboardInterrupt
+
+    first, second = stream(10)
+    loop = build(tiny, strategies=[Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(first, eval_streams=[])
+    loop.train(second, eval_streams=[])
+    assert Interrupt.begun == ["FOMC", "NumGLUE-cm"]

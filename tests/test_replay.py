@@ -121,6 +121,21 @@ def test_the_learning_rate_starts_anew_with_the_pass_if_asked(tiny):
     assert lrs == pytest.approx([*task, *task, *again])
 
 
+def test_what_a_stop_kept_from_being_replayed_is_not_recorded(tiny):
+    class Stop(Strategy):
+        name = "stop"
+
+        def after_step(self, loop):
+            if loop.plan.task.name == TASKS[1]:
+                loop.stop_training()
+
+    replay, only = Replay(), f"tasks.only=[{','.join(TASKS[:2])}]"
+    loop = build(copy.deepcopy(tiny), only, strategies=[replay, Stop()])
+    learn(loop, stream(20, TASKS[:2]))
+    assert loop.global_step == 6
+    assert replay.record() == {"rows": {}, "auxiliary": 0, "draws": 0}
+
+
 @pytest.mark.parametrize("used", [True, False])
 def test_with_rows_of_no_task_the_first_task_has_a_pass(tiny, used):
     _, records, _, steps = run(tiny, f"replay.auxiliary={used}", tasks=TASKS[:2], auxiliary=LIMA)

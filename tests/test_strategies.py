@@ -166,6 +166,32 @@ def test_it_goes_on_to_the_bit(tiny, tmp_path, names):
         assert [s.record() for s in loop.strategies] == [s.record() for s in whole.strategies]
 
 
+def test_a_state_saved_by_a_plugin_at_a_tasks_end_goes_on(tiny, tmp_path):
+    class Save(SupervisedPlugin):
+        def after_training_exp(self, strategy, **kwargs):
+            if strategy.global_step == 2:
+                save_state(tmp_path, strategy.state_dict())
+
+    names = ("gem", "mofo")
+    whole, _ = build(copy.deepcopy(tiny), names, Save())
+    whole.train(stream(), eval_streams=[])
+    loop, _ = build(copy.deepcopy(tiny), names, Watch())
+    loop.load_state_dict(load_state(tmp_path))
+    loop.train(stream()[1], eval_streams=[])
+    assert torch.equal(weights(loop), weights(whole))
+    assert [len(task) for task in loop.strategies[0].memory.tasks] == [3, 3]
+
+
+def test_a_state_that_is_loaded_and_saved_again_is_the_same(tiny, tmp_path):
+    loop, _ = build(copy.deepcopy(tiny), ["sequential"], Watch(save_after=3, folder=tmp_path))
+    loop.train(stream(), eval_streams=[])
+    again, _ = build(copy.deepcopy(tiny), ["sequential"], Watch())
+    state = load_state(tmp_path)
+    again.load_state_dict(state)
+    assert again.state_dict()["position"] == state["position"]
+    assert state["position"]["step"] == 1
+
+
 def test_a_state_goes_on_with_its_own_task_only(tiny):
     first = stream()[0]
     loop, _ = build(copy.deepcopy(tiny), ["sequential"], Watch())
