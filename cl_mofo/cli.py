@@ -6,6 +6,7 @@ interrupted.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -224,6 +225,7 @@ def main() -> None:
     """Run the command line."""
     # Library chatter is not for the user: what they need to know comes as one message of ours.
     warnings.filterwarnings("ignore")
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

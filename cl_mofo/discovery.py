@@ -1,9 +1,9 @@
 """Find tasks and strategies: built-in ones, installed ones, and the user's own files.
 
 Every module named by the entry-point groups `cl_mofo.tasks` and `cl_mofo.strategies` is imported,
-and where it is a package all its modules are, so that a new file needs no reinstall. A file given
-with `--import FILE.py` is read the same way. What a module may hold: `Task` objects and `Strategy`
-subclasses.
+and where it is a package all its modules are, so that a new file needs no reinstall. Those of the
+one group may hold `Task` objects, those of the other `Strategy` subclasses, and a file given with
+`--import FILE.py` both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import pkgutil
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -28,15 +27,31 @@ from cl_mofo.errors import UserError, nearest
 from cl_mofo.strategy import CLAIMED, PHASES, STEP_PHASES, Strategy
 from cl_mofo.task import Task
 
-GROUPS = ("cl_mofo.tasks", "cl_mofo.strategies")
+TASKS, STRATEGIES = "cl_mofo.tasks", "cl_mofo.strategies"
+"""The entry-point groups."""
 
 
-@dataclass(frozen=True)
 class Registry:
-    """The tasks and strategies that can be named, each by its name."""
+    """The tasks and strategies that can be named, each by its name.
 
-    tasks: Mapping[str, Task]
-    strategies: Mapping[str, type[Strategy]]
+    Strategies are looked for when one is asked for: they load torch, which tasks do without.
+
+    Args:
+        files: modules of the user's own.
+    """
+
+    def __init__(self, files: Sequence[ModuleType]) -> None:
+        self.files = files
+
+    @functools.cached_property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks, by name."""
+        return _by_name("task", _tasks([*_installed(TASKS), *self.files]))
+
+    @functools.cached_property
+    def strategies(self) -> Mapping[str, type[Strategy]]:
+        """The strategies, by name."""
+        return _by_name("strategy", _strategies([*_installed(STRATEGIES), *self.files]))
 
     def task(self, name: str) -> Task:
         """Return the task called `name`; raise `UserError` with the nearest name if none is."""
@@ -71,25 +86,23 @@ def registry(imports: tuple[Path, ...] = ()) -> Registry:
     Raises:
         UserError: a file cannot be imported, or two things share a name.
     """
-    modules = list(_installed()) + [_from_file(path) for path in imports]
-    return Registry(
-        tasks=_by_name("task", _tasks(modules)),
-        strategies=_by_name("strategy", _strategies(modules)),
-    )
+    known = Registry([_from_file(path) for path in imports])
+    if known.tasks and imports:  # what is wrong with the user's own is told at once
+        _ = known.strategies
+    return known
 
 
-def _installed() -> Iterator[ModuleType]:
+def _installed(group: str) -> Iterator[ModuleType]:
     seen: set[str] = set()
-    for group in GROUPS:
-        for entry in entry_points(group=group):
-            module = _imported(entry.module, f"entry point '{entry.name}' in group {group}")
-            if module.__name__ in seen:
-                continue
-            seen.add(module.__name__)
-            yield module
-            for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
-                name = f"{module.__name__}.{info.name}"
-                yield _imported(name, f"module {name}")
+    for entry in entry_points(group=group):
+        module = _imported(entry.module, f"entry point '{entry.name}' in group {group}")
+        if module.__name__ in seen:
+            continue
+        seen.add(module.__name__)
+        yield module
+        for info in pkgutil.iter_modules(getattr(module, "__path__", ())):
+            name = f"{module.__name__}.{info.name}"
+            yield _imported(name, f"module {name}")
 
 
 def _imported(module: str, where: str) -> ModuleType:

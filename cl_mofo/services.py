@@ -22,8 +22,6 @@ class Services:
     """The part of `cl_mofo.loop.Loop` that hooks call; the loop's docstring says what they read."""
 
     model: Any
-    optimizer: torch.optim.Optimizer
-    device: torch.device
     language_model: LanguageModel
     recipe: Recipe
     plans: tuple[TaskPlan, ...]

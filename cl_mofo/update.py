@@ -19,7 +19,7 @@ def update(loop: Loop) -> None:
     """Set the learning rate, look for non-finite gradients, clip, and step.
 
     Raises:
-        TrainingError: a gradient is not finite; nothing has been changed.
+        TrainingError: a gradient is not finite; no weight and no moment has changed.
     """
     settings = loop.recipe.optimizer
     first, steps = schedule_of(loop.stages, loop.epoch, settings.batch_size)

@@ -159,6 +159,8 @@ def test_an_interrupted_run_says_where_it_stands(tmp_path):
         text=True,
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        # A shell's background job ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = tmp_path / "run" / "run.log"
     deadline = time.monotonic() + 120
