@@ -26,54 +26,35 @@ CHUNK = 2**20
 """Entries summed at a time. They take 8 * CHUNK * (memories + 2) bytes."""
 
 
-class EpisodicMemory:
-    """A few examples of every task learned.
-
-    Args:
-        size: examples per task, at least 1; all of a task that has fewer. None: one global batch.
-    """
-
-    def __init__(self, size: int | None = None) -> None:
-        self.size = size
-        self.tasks: list[list[Example]] = []
-
-    def keep(self, loop: Loop) -> None:
-        """Draw from the task just learned, without replacement, by the run's seed and the task."""
-        size = min(self.size or loop.recipe.optimizer.batch_size, len(loop.examples))
-        drawn = loop.generator("memory").choice(len(loop.examples), size, replace=False)
-        self.tasks.append([loop.examples[i] for i in drawn])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the examples as tensors."""
-        return {"tasks": [pack(examples) for examples in self.tasks]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        self.tasks = [unpack(packed) for packed in state["tasks"]]
-
-
 class Episodic(Strategy):
-    """A strategy that keeps an episodic memory; its Config has `memory_examples`."""
+    """A strategy that keeps an episodic memory: a few examples of every task learned.
+
+    Its Config has `memory_examples`: how many of each task, at least 1; all of a task that has
+    fewer; None for one global batch.
+    """
 
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
-        self.memory = EpisodicMemory(self.config.memory_examples)
+        self.memory: list[list[Example]] = []
 
     def after_experience(self, loop: Loop) -> None:
-        """Draw the task's memory."""
-        self.memory.keep(loop)
+        """Draw from the task just learned, without replacement, by the run's seed and the task."""
+        wanted = self.config.memory_examples or loop.recipe.optimizer.batch_size
+        size = min(wanted, len(loop.examples))
+        drawn = loop.generator("memory").choice(len(loop.examples), size, replace=False)
+        self.memory.append([loop.examples[i] for i in drawn])
 
     def record(self) -> dict[str, Any]:
         """Return how many examples are kept of each task, in the order learned."""
-        return {"memory_examples": [len(examples) for examples in self.memory.tasks]}
+        return {"memory_examples": [len(examples) for examples in self.memory]}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the memories."""
-        return {"memory": self.memory.state_dict()}
+        """Return the examples as tensors."""
+        return {"memory": [pack(examples) for examples in self.memory]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self.memory.load_state_dict(state["memory"])
+        self.memory = [unpack(packed) for packed in state["memory"]]
 
 
 def memory_gradient(loop: Loop, examples: Sequence[Example]) -> dict[str, torch.Tensor]:

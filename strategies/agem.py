@@ -76,7 +76,7 @@ class AGEM(Episodic):
 
     def before_step(self, loop: Loop) -> None:
         """Compute the gradient on a batch of memories at the weights that the step starts from."""
-        kept = [example for examples in self.memory.tasks for example in examples]
+        kept = [example for examples in self.memory for example in examples]
         if not kept:
             return
         size = min(self.config.batch_examples or loop.recipe.optimizer.batch_size, len(kept))

@@ -144,14 +144,14 @@ class GEM(Episodic):
             return
         # With refresh, a later step may move parameters that this one does not.
         with loop.nothing_frozen() if self.config.refresh > 1 else nullcontext():
-            for task, examples in enumerate(self.memory.tasks):
+            for task, examples in enumerate(self.memory):
                 for name, gradient in memory_gradient(loop, examples).items():
                     self._rows_of(name, gradient)[task].copy_(gradient, non_blocking=True)
 
     def _rows_of(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
         if name not in self.rows:
             self.rows[name] = torch.empty(
-                (len(self.memory.tasks), len(gradient)),
+                (len(self.memory), len(gradient)),
                 dtype=getattr(torch, self.config.dtype),
                 device="cpu" if self.config.offload else gradient.device,
                 pin_memory=self.config.offload and gradient.is_cuda,

@@ -179,7 +179,7 @@ class Compare(SupervisedPlugin):
         last = strategy.clock.train_exp_counter
         patterns = (self.theirs.memory_x[last], self.theirs.memory_y[last])
         self.ours.strategy.rows = {}
-        self.ours.strategy.memory.tasks.append(patterns)
+        self.ours.strategy.memory.append(patterns)
 
 
 @pytest.mark.filterwarnings("ignore:No loggers")

@@ -78,7 +78,7 @@ def around(tiny, inner, *assignments, train=8, tasks=THREE, extra=()):
 def test_each_step_is_projected_by_the_memories_gradients_at_its_weights(tiny):
     inner = GEM(GEM.Config(memory_examples=3, dtype="float32"))
     _, steps = around(tiny, inner, "optimizer.lr=3e-3")
-    first, second, _ = inner.memory.tasks
+    first, second, _ = inner.memory
     assert [step.task for step in steps] == [task for task in THREE for _ in range(2)]
     assert [step.figures for step in steps[:2]] == [{}, {}]
     assert [len(flat(step.rows)) if step.rows else 0 for step in steps[:2]] == [0, 0]
@@ -137,7 +137,7 @@ def test_only_what_a_step_moves_takes_part_in_it(tiny, refresh):
         assert {n for n, p in step.module.named_parameters() if p.requires_grad} == set(step.given)
         rows = torch.cat([step.rows[name] for name in step.given], dim=1)
         torch.testing.assert_close(flat(step.left), project(flat(step.given), rows))
-        expected = flat(by_hand(step.module, inner.memory.tasks[0]))
+        expected = flat(by_hand(step.module, inner.memory[0]))
         fresh = i % refresh == 0
         assert torch.allclose(rows, expected, rtol=1e-3, atol=1e-5) == fresh
 
@@ -155,7 +155,7 @@ def test_a_memory_is_drawn_from_its_tasks_rows_by_the_seed(tiny):
     for name, seed in (("a", 1), ("again", 1), ("b", 2)):
         inner = AGEM(AGEM.Config(memory_examples=5))
         loop, _ = around(tiny, inner, f"seed={seed}", train=8, tasks=THREE[:2])
-        drawn[name] = inner.memory.tasks
+        drawn[name] = inner.memory
         assert [len(set(examples)) for examples in drawn[name]] == [5, 5]
         assert set(drawn[name][1]) < set(loop.examples)
         assert not set(drawn[name][0]) & set(loop.examples)
@@ -192,7 +192,7 @@ def test_agem_projects_by_one_batch_of_all_memories(tiny):
     learn(build(copy.deepcopy(tiny), *lines, strategies=[spy]), stream(8, THREE))
     steps = [step for step in spy.steps if step.task != THREE[0]]
     assert [len(set(batch)) for batch in inner.batches] == [4] * 4 + [6] * 4
-    first, second = (set(examples) for examples in inner.memory.tasks[:2])
+    first, second = (set(examples) for examples in inner.memory[:2])
     for batch in inner.batches[4:]:
         assert set(batch) <= first | second
         assert set(batch) & first

@@ -179,7 +179,7 @@ def test_a_state_saved_by_a_plugin_at_a_tasks_end_goes_on(tiny, tmp_path):
     loop.load_state_dict(load_state(tmp_path))
     loop.train(stream()[1], eval_streams=[])
     assert torch.equal(weights(loop), weights(whole))
-    assert [len(task) for task in loop.strategies[0].memory.tasks] == [3, 3]
+    assert [len(task) for task in loop.strategies[0].memory] == [3, 3]
 
 
 def test_a_state_that_is_loaded_and_saved_again_is_the_same(tiny, tmp_path):
