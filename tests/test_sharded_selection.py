@@ -20,7 +20,7 @@ from cl_mofo.optim.sharded import Traffic, largest_sharded, traffic
 
 WORLD = 3
 GROUPS = {1: [2], 2: [1, 2], 3: [0, 1, 2]}  # ranks in a group are not those in the world
-SEEDS = range(120)
+SEEDS = range(80)
 LARGE = sharded._CHUNK + 5
 
 
@@ -273,6 +273,13 @@ def test_no_tensors_send_nothing(alone):
 def test_a_count_out_of_range_is_refused(alone, k):
     with pytest.raises(ValueError, match=rf"tensor 1: cannot select {k} of 3 entries"):
         largest_sharded([torch.ones(2), torch.ones(3)], [1, k], [2, 3], None)
+
+
+@pytest.mark.parametrize("dtypes", [["float32", "float64"], ["bfloat16", "bfloat16"]])
+def test_dtypes_that_cannot_be_compared_are_refused(alone, dtypes):
+    parts = [torch.ones(2, dtype=getattr(torch, dtype)) for dtype in dtypes]
+    with pytest.raises(ValueError, match=dtypes[-1]):
+        largest_sharded(parts, [1, 1], [2, 2], None)
 
 
 @pytest.mark.parametrize(

@@ -92,14 +92,20 @@ def largest_sharded(
         the device of the part.
 
     Raises:
-        ValueError: a count is not between 0 and the size, before any collective; or, on all ranks,
-            the parts of a tensor do not add up to its size.
+        ValueError: before any collective, a count is not between 0 and the size, or the parts are
+            of another dtype or of several; on all ranks, a tensor's parts do not add up to its
+            size.
     """
     for number, (_, k, size) in enumerate(zip(parts, counts, sizes, strict=True)):
         if not 0 <= k <= size:
             raise ValueError(f"tensor {number}: cannot select {k} of {size} entries")
     if not parts:
         return iter(())
+    dtypes = {part.dtype for part in parts}
+    if len(dtypes) > 1 or not dtypes <= _INTEGER.keys():
+        raise ValueError(
+            f"parts must be all float32 or all float64; found {sorted(map(str, dtypes))}"
+        )
     return _indices(parts, *_search(parts, counts, sizes, group))
 
 
