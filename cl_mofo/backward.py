@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cl_mofo.data.batches import MicroBatch
+from cl_mofo.data.batches import MicroBatch, unsupervised
 from cl_mofo.model import without_dropout
 
 if TYPE_CHECKING:
@@ -16,24 +17,36 @@ if TYPE_CHECKING:
 
 def accumulate(loop: Loop, batch: Sequence[MicroBatch], **kwargs: Any) -> None:
     """Leave a global batch's gradient in the model, and its counts and loss in the loop."""
-    loop.optimizer.zero_grad()
+    loop.engine.discard_gradients()
     loop.step_supervised = sum(micro.supervised for micro in batch)
     loop.step_tokens = sum(micro.tokens for micro in batch)
     loop.step_positions = sum(micro.input_ids.numel() for micro in batch)
-    loop.step_loss = torch.zeros((), device=loop.device)
-    for micro in batch:
-        micro = micro.to(loop.device)
+    loss_here = torch.zeros((), device=loop.device)
+    for micro in _share(loop, batch):
         loop.mbatch = _avalanche_batch(loop, micro)
         loop._before_forward(**kwargs)
         loop.mb_output, loss = loop.loss_on(micro)
         loop._after_forward(**kwargs)
         loop.loss = loss / _divisor(loop, micro, len(batch))
-        loop.step_loss += loop.loss.detach()
-        for strategy in loop.acting:
-            loop.loss = strategy.on_loss(loop, micro, loop.loss)
+        loss_here += loop.loss.detach()
+        if micro.supervised:
+            for strategy in loop.acting:
+                loop.loss = strategy.on_loss(loop, micro, loop.loss)
         loop._before_backward(**kwargs)
         loop.backward()
         loop._after_backward(**kwargs)
+    loop.step_loss = loop.engine.ranks.total(loss_here)
+
+
+def _share(loop: Loop, batch: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
+    """Yield this rank's micro-batches, as many as every other's: passes are collective calls."""
+    ranks, engine = loop.engine.ranks, loop.engine
+    own = batch[ranks.rank :: ranks.count]
+    passes = math.ceil(len(batch) / ranks.count)
+    for number in range(passes):
+        engine.micro_batch(last=number == passes - 1)
+        micro = own[number] if number < len(own) else unsupervised(batch[0])
+        yield micro.to(loop.device)
 
 
 def _avalanche_batch(loop: Loop, micro: MicroBatch) -> list[torch.Tensor]:
@@ -53,12 +66,12 @@ def replace_gradients(loop: Loop, batch: Sequence[MicroBatch]) -> torch.Tensor:
     Returns:
         the loss [], in nats.
     """
-    loop.optimizer.zero_grad()
+    loop.engine.discard_gradients()
     supervised = max(1, sum(micro.supervised for micro in batch))
     total = torch.zeros((), device=loop.device)
     with without_dropout(loop.model):
-        for micro in batch:
-            loss = loop.loss_on(micro.to(loop.device))[1] / supervised
-            torch.autograd.backward(loss)
+        for micro in _share(loop, batch):
+            loss = loop.loss_on(micro)[1] / supervised
+            loop.engine.backward(loss)
             total += loss.detach()
-    return total
+    return loop.engine.ranks.total(total)

@@ -18,7 +18,7 @@ import typer
 
 import cl_mofo
 from cl_mofo.console import terminal
-from cl_mofo.errors import TrainingError, UserError
+from cl_mofo.errors import LostRankError, TrainingError, UserError
 
 
 def _examples(*commands: str) -> str:
@@ -235,7 +235,7 @@ def main() -> None:
         app()
     except UserError as error:
         _stop(str(error), 2)
-    except TrainingError as error:
+    except (TrainingError, LostRankError) as error:
         _stop(str(error), 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 
@@ -128,7 +128,7 @@ class OptimizerConfig(Section):
     warmup_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Share of a task's steps over which the learning rate rises linearly from zero."""
     batch_size: PositiveInt = 64
-    """Examples per optimizer step."""
+    """Examples per optimizer step, over all devices together."""
     max_grad_norm: Annotated[Number, Field(gt=0)] | None = 1.0
     """Clip the global gradient norm to this; null does not clip."""
     reset: bool = False
@@ -139,7 +139,8 @@ class TrainingConfig(Section):
     """How a step is computed; only `tokenisation` and `loss` change what is learned."""
 
     micro_batch_size: PositiveInt = 8
-    """Most examples in one forward pass; gradients accumulate up to `optimizer.batch_size`."""
+    """Most examples in one forward pass on one device; gradients accumulate up to
+    `optimizer.batch_size`."""
     group_by_length: bool = False
     """Draw batches of similar lengths; the batches are shuffled, their members are alike."""
     tokenisation: Literal["separate", "joint"] = "separate"
@@ -147,6 +148,38 @@ class TrainingConfig(Section):
     jointly as TRACE does."""
     loss: Literal["tokens", "micro_batches"] = "tokens"
     """Mean over the supervised tokens of the batch, or mean over micro-batches of their means."""
+
+
+class EngineConfig(Section):
+    """What computes: one device, or several over which the model is spread (docs/scale.md)."""
+
+    kind: Literal["torch", "deepspeed", "fsdp"] = "torch"
+    """`torch` is one device; the others share out the work among the processes of a launcher."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed spreads: 1 the moments, 2 the gradients too, 3 the weights too; 0 nothing."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What stays in the host's memory: moments and float32 weights, or all weights too."""
+    timeout_minutes: Annotated[Number, Field(gt=0)] = 30.0
+    """How long a process waits for another before all give up."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> EngineConfig:
+        if self.offload == "none":
+            return self
+        if self.kind == "torch":
+            raise ValueError(f"engine.offload: {self.offload} needs engine.kind=deepspeed or fsdp")
+        if self.kind == "fsdp" and self.offload == "optimizer":
+            raise ValueError(
+                "engine.kind: fsdp moves weights and optimizer to the host together; give "
+                "engine.offload=parameters, or engine.kind=deepspeed"
+            )
+        least = 3 if self.offload == "parameters" else 1
+        if self.kind == "deepspeed" and self.zero_stage < least:
+            raise ValueError(
+                f"engine.offload: {self.offload} needs engine.zero_stage {least} or more, not "
+                f"{self.zero_stage}"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -182,6 +215,7 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineConfig = EngineConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 42
     deterministic: bool = False
     """Ask CUDA for the same bits every time; a CPU gives them always."""

@@ -63,13 +63,21 @@ def memory_gradient(loop: Loop, examples: Sequence[Example]) -> dict[str, torch.
     The tensors are the caller's: the step's own gradients begin without them.
     """
     loop.replace_gradients(loop.micro_batches(examples))
-    taken = {}
-    for name, parameter in loop.trainable.items():
-        if parameter.requires_grad:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            taken[name] = gradient.detach().view(-1)
-        parameter.grad = None
-    return taken
+    taken = loop.engine.take_gradients()
+    return {
+        name: (taken[name] if name in taken else torch.zeros_like(parameter)).view(-1)
+        for name, parameter in loop.parameters().items()
+        if name not in loop.engine.frozen
+    }
+
+
+def all_inner_products(
+    loop: Loop, memories: Mapping[str, torch.Tensor], gradient: Mapping[str, torch.Tensor]
+) -> npt.NDArray[np.float64]:
+    """Return what `inner_products` does, over the entries that all ranks hold."""
+    here = torch.from_numpy(inner_products(memories, gradient))
+    products: npt.NDArray[np.float64] = loop.over_shards(here).numpy()
+    return products
 
 
 def refuse_non_finite(loop: Loop, strategy: str, squares: npt.NDArray[np.float64]) -> None:
@@ -91,7 +99,7 @@ def inner_products(
     gradient: Mapping[str, torch.Tensor],
     chunk: int = CHUNK,
 ) -> npt.NDArray[np.float64]:
-    """Return all inner products among memory gradients and a gradient, over all its entries.
+    """Return all inner products among memory gradients and a gradient, over the entries here.
 
     Args:
         memories: by name, [memories, entries], of any float type, on the gradient's device or the
@@ -102,7 +110,8 @@ def inner_products(
     Returns:
         [memories + 1, memories + 1], the gradient last.
     """
-    total = torch.zeros((), dtype=torch.float64)
+    size = len(next(iter(memories.values()))) + 1
+    total = torch.zeros((size, size), dtype=torch.float64)
     for _, rows in _chunks(memories, gradient, chunk):
         total = total.to(rows.device) + rows @ rows.T
     products: npt.NDArray[np.float64] = total.cpu().numpy()
@@ -134,7 +143,7 @@ def _chunks(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield slices of the gradient, each with the float64 rows of all memories and itself."""
     name, first = next(iter(gradient.items()))
-    width = min(chunk, max(tensor.numel() for tensor in gradient.values()))
+    width = max(1, min(chunk, max(tensor.numel() for tensor in gradient.values())))
     scratch = first.new_empty((len(memories[name]) + 1, width), dtype=torch.float64)
     for name, tensor in gradient.items():
         flat = tensor.view(-1)

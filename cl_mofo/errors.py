@@ -21,6 +21,13 @@ class TrainingError(Exception):
     """
 
 
+class LostRankError(Exception):
+    """Another process of the run ended, so this one ends too.
+
+    The command line prints it without a traceback and exits with code 1.
+    """
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name most like `name`, whatever its case, or None if none is near."""
     lowered = {k.lower(): k for k in known}

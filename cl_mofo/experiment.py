@@ -7,6 +7,7 @@ result matrix -> run folder.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import random
 from collections.abc import Mapping
@@ -18,13 +19,14 @@ from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
 from cl_mofo.errors import TrainingError, UserError
-from cl_mofo.folder import RunFolder
+from cl_mofo.folder import NoFolder, RunFolder
 from cl_mofo.manifest import manifest, now
 from cl_mofo.observer import Observer
 from cl_mofo.recipes import read_request, to_mapping
 from cl_mofo.resolve import resolve, strategies_of
 
 if TYPE_CHECKING:
+    from cl_mofo.engine.ranks import Ranks
     from cl_mofo.model import LanguageModel
 
 
@@ -49,33 +51,51 @@ def run(
         UserError: something in the recipe, the data or the model has to be mended by the user, or
             the recipe describes several runs (`cl_mofo.sweep.run_sweep`).
         TrainingError: training diverged.
+        LostRankError: another process of the run ended.
     """
     recipe = as_recipe(config)
-    known = registry(recipe.imports)
-    plans = plan_tasks(recipe, known)
-    RunFolder.check(out)
-    suite = load_suite(recipe.data, [plan.task.name for plan in plans])
-    strategies = strategies_of(recipe, known)
-    seed_everything(recipe.seed, deterministic=recipe.deterministic)
-    observer = observer or Observer()
-    observer.loading(recipe)
+    # Loaded after the ranks have met, Avalanche would refuse to make its loggers on most of them.
+    importlib.import_module("cl_mofo.sequence")
+    from cl_mofo.engine.ranks import join, watching
 
+    ranks = join(recipe.engine)
+    with watching():
+        return _run(recipe, out, observer or Observer(), ranks)
+
+
+def _run(
+    recipe: Recipe, out: str | Path | None, observer: Observer, ranks: Ranks
+) -> dict[str, Any]:
+    from cl_mofo.engine import check_engine, make_engine
     from cl_mofo.model import check_positions, load_model
     from cl_mofo.sequence import TaskSequence
 
-    language_model = load_model(recipe.model)
-    for plan in plans:
-        needed = plan.prompt_tokens + plan.answer_tokens + 1
-        check_positions(language_model, needed, f"task {plan.task.name}")
-    for strategy in strategies:
-        strategy.check_model(language_model)
-    folder = RunFolder(out, recipe.strategy)
+    with ranks.together():
+        known = registry(recipe.imports)
+        plans = plan_tasks(recipe, known)
+        if ranks.first:
+            RunFolder.check(out)
+        suite = load_suite(recipe.data, [plan.task.name for plan in plans])
+        strategies = strategies_of(recipe, known)
+        seed_everything(recipe.seed, deterministic=recipe.deterministic)
+        if not ranks.first:
+            observer = Observer()
+        observer.loading(recipe)
+        language_model = load_model(recipe.model, ranks.device)
+        for plan in plans:
+            needed = plan.prompt_tokens + plan.answer_tokens + 1
+            check_positions(language_model, needed, f"task {plan.task.name}")
+        for strategy in strategies:
+            strategy.check_model(language_model)
+        engine = make_engine(recipe.engine, ranks)
+        check_engine(engine, recipe, strategies)
+    folder = _folder(out, recipe, ranks)
     try:
         folder.write_yaml("recipe.yaml", to_mapping(recipe))
-        record = manifest(suite.hashes, _identity(recipe, language_model))
+        record = manifest(suite.hashes, _identity(recipe, language_model), ranks.count)
         folder.write_json("manifest.json", record)
         results = TaskSequence(
-            recipe, plans, suite, strategies, language_model, folder, observer
+            recipe, plans, suite, strategies, language_model, folder, observer, engine
         ).learn()
         folder.write_json("manifest.json", record | {"finished": now()})
     except BaseException as error:
@@ -86,7 +106,18 @@ def run(
         raise
     finally:
         folder.close()
+    engine.close()
     return results
+
+
+def _folder(out: str | Path | None, recipe: Recipe, ranks: Ranks) -> RunFolder:
+    """Return the run's folder, in which the first rank alone writes."""
+    folder: RunFolder | None = None
+    with ranks.together():
+        if ranks.first:
+            folder = RunFolder(out, recipe.strategy)
+    path = ranks.agree(None if folder is None else str(folder.path))
+    return folder or NoFolder(Path(path))
 
 
 def as_recipe(config: Recipe | Mapping[str, Any] | str | Path) -> Recipe:

@@ -141,6 +141,27 @@ class RunFolder:
         os.replace(partial, target)
 
 
+class NoFolder(RunFolder):
+    """The run folder of a rank that writes nothing.
+
+    Args:
+        path: the folder that another rank writes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.log = logging.Logger("cl_mofo.run", logging.CRITICAL + 1)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Do nothing."""
+
+    def _replace(self, name: str, text: str) -> None:
+        """Do nothing."""
+
+
 def _fresh(label: str) -> Path:
     """Make a folder that is this run's alone, even if two start in the same second."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -14,19 +14,22 @@ This is the whole of it, with every place a strategy may act and the Avalanche c
                 for micro_batch in batch:
                     loss = forward(micro_batch)        # [before|after]_forward
                     loss = strategy.on_loss(loop, micro_batch, loss)
-                    loss.backward()                    # [before|after]_backward
+                    engine.backward(loss)              # [before|after]_backward
                 strategy.on_gradients(loop)
-                clip; optimizer.step()                 # [before|after]_update
+                clip; engine.step()                    # [before|after]_update
                 strategy.after_step(loop)
         strategy.after_experience(loop)
-        strategy.record(); strategy.weights(model)     # for the run's folder, and its distance
-        with strategy.evaluating(loop): score
-    strategy.export(loop, folder)
+        strategy.record(); strategy.weights(module)    # for the run's folder, and its distance
+        with strategy.evaluating(module): score
+    strategy.export(loop, module, folder)
 
 One training iteration is one optimizer step on a global batch. Avalanche plugins that only look
 (loggers, loss metrics, whatever calls `stop_training`) work in it; after an iteration `loss` is the
 whole step's. Plugins that read class labels, change batches or call `eval` do not: answers are
 scored by `cl_mofo.evaluation`.
+
+On several ranks all run the same loop, each on its share of a batch's micro-batches; what they hold
+of the model is the engine's affair (`cl_mofo/engine/base.py`).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,6 +50,7 @@ from cl_mofo.data.plan import TaskPlan
 from cl_mofo.data.records import Record
 from cl_mofo.data.stages import Stage, stage_of
 from cl_mofo.data.tokenise import Example
+from cl_mofo.engine import Engine, SingleEngine, check_engine
 from cl_mofo.model import LanguageModel
 from cl_mofo.resume import Position, loop_state, set_loop_state
 from cl_mofo.services import Services
@@ -74,15 +79,17 @@ class Loop(Services, SupervisedTemplate):
         recipe: batch, schedule, seed and the rest.
         strategies: in their order of acting (`cl_mofo.strategy.compose`).
         auxiliary: rows of no task, for strategies that learn them.
+        engine: what computes; one device by default.
         plugins: Avalanche plugins.
         evaluator: an Avalanche `EvaluationPlugin`, with loss metrics and loggers; none by default.
 
-    What hooks may read and change: `model`, `trainable` (its trained parameters by name),
-    `optimizer`, `plan`, `task_index`, `examples` (the task's encoded training split), `stage`,
-    `epoch`, `step` and `total_steps` (of this task), `global_step`, `lr`, `gradients()`, `figures`
-    (of this step, for the record), and after a step `step_loss` (as `training.loss` averages it),
-    `grad_norm` (before clipping), `step_supervised` (tokens learned), `step_tokens` (all that are
-    no padding) and `step_positions` (computed, padding included).
+    What hooks may read and change: `model`, `sizes` (entries of each trained parameter, by name),
+    `parameters()`, `gradients()` and `over_shards` (see `Services`), `optimizer`, `plan`,
+    `task_index`, `examples` (the task's encoded training split), `stage`, `epoch`, `step` and
+    `total_steps` (of this task), `global_step`, `lr`, `figures` (of this step, for the record), and
+    after a step `step_loss` (as `training.loss` averages it), `grad_norm` (before clipping),
+    `step_supervised` (tokens learned), `step_tokens` (all that are no padding) and
+    `step_positions` (computed, padding included).
 
     `state_dict` and `load_state_dict` hold all a run needs to go on between any two steps or tasks;
     the next `train` must then get the experience that was under way, or was next. What Avalanche's
@@ -97,6 +104,7 @@ class Loop(Services, SupervisedTemplate):
         recipe: Recipe,
         strategies: Sequence[Strategy],
         auxiliary: Sequence[Record] = (),
+        engine: Engine | None = None,
         plugins: Sequence[Any] = (),
         evaluator: Any = None,
     ) -> None:
@@ -120,26 +128,38 @@ class Loop(Services, SupervisedTemplate):
         self.step_supervised = self.step_tokens = self.step_positions = 0
         for strategy in self.strategies:
             strategy.adapt_model(language_model)
-        self.trainable = {
-            name: parameter
+        self.sizes = {
+            name: parameter.numel()
             for name, parameter in language_model.module.named_parameters()
             if parameter.requires_grad
         }
+        self.engine = engine or SingleEngine()
+        check_engine(self.engine, recipe, self.strategies)
+        self.engine.prepare(language_model, self._make_optimizer)
         super().__init__(
-            model=language_model.module,
-            optimizer=self._fresh_optimizer(),
+            model=self.engine.module,
+            optimizer=self.engine.optimizer,
             train_mb_size=recipe.optimizer.batch_size,
             device=language_model.device,
             plugins=list(plugins),
             evaluator=evaluator or _no_metrics(),
         )
+        if self.engine.ranks.rank:  # so far all drew the same; dropout must differ
+            torch.manual_seed(recipe.seed + self.engine.ranks.rank)
 
-    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+    @property
+    def trainable(self) -> Mapping[str, torch.nn.Parameter]:
+        """The trained parameters by name, as the model has them, which an engine may spread."""
+        return self.engine.trainable
+
+    def _make_optimizer(
+        self, named_parameters: Sequence[tuple[str, torch.nn.Parameter]]
+    ) -> torch.optim.Optimizer:
         owner = self._owner("optimizer")
-        return owner.make_optimizer(list(self.trainable.items()), self.recipe.optimizer)
+        return owner.make_optimizer(named_parameters, self.recipe.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on from here, between two steps."""
+        """Return all that this rank needs to go on from here, between two steps."""
         return loop_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -173,7 +193,8 @@ class Loop(Services, SupervisedTemplate):
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Keep the optimizer across tasks, or start each task with a fresh one (`reset`)."""
         if self.recipe.optimizer.reset and self.global_step > 0 and not self.begun:
-            self.optimizer = self._fresh_optimizer()
+            self.engine.fresh_optimizer()
+            self.optimizer = self.engine.optimizer
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         self._stop_training = False  # which Avalanche keeps if it was asked for in the last step
@@ -192,12 +213,13 @@ class Loop(Services, SupervisedTemplate):
         super()._after_training_exp(**kwargs)
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Let strategies prepare the model for answering, and undo it."""
+    def evaluating(self) -> Iterator[LanguageModel]:
+        """Give the model with whole weights, prepared by the strategies for answering."""
         with ExitStack() as stack:
+            module = stack.enter_context(self.engine.whole())
             for strategy in self.strategies:
-                stack.enter_context(strategy.evaluating(self))
-            yield
+                stack.enter_context(strategy.evaluating(module))
+            yield replace(self.language_model, module=module)
 
     @property
     def stage(self) -> Stage:
@@ -245,11 +267,15 @@ class Loop(Services, SupervisedTemplate):
         self.epoch += 1
         self.batch = 0
 
+    def backward(self) -> None:
+        """Add the gradient of the present micro-batch's loss."""
+        self.engine.backward(self.loss)
+
     def replace_gradients(self, batch: Sequence[MicroBatch]) -> torch.Tensor:
         """Replace the gradients in the model by those of a batch's mean loss per supervised token.
 
         For `before_step` and `after_experience`, when there is no step's gradient to lose. Without
-        dropout.
+        dropout. Ranks share the micro-batches; all call it with all of them.
 
         Returns:
             the loss [], in nats.

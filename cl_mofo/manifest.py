@@ -17,6 +17,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "peft",
+    "deepspeed",
     "tokenizers",
     "datasets",
     "avalanche-lib",
@@ -32,12 +33,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def manifest(data_hashes: Mapping[str, str], model: Mapping[str, Any]) -> dict[str, Any]:
+def manifest(
+    data_hashes: Mapping[str, str], model: Mapping[str, Any], ranks: int = 1
+) -> dict[str, Any]:
     """Return the record of where and with what a run was made.
 
     Args:
         data_hashes: SHA-256 of each data file, before limits.
         model: name, parameters, and whatever else identifies the model.
+        ranks: how many processes made the run together.
     """
     return {
         "started": now(),
@@ -46,6 +50,7 @@ def manifest(data_hashes: Mapping[str, str], model: Mapping[str, Any]) -> dict[s
         "model": dict(model),
         "data": dict(data_hashes),
         "hardware": _hardware(),
+        "ranks": ranks,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +41,18 @@ class LanguageModel:
         )
 
 
-def load_model(config: ModelConfig) -> LanguageModel:
+def load_model(config: ModelConfig, device_index: int | None = None) -> LanguageModel:
     """Load the model in float32 onto its device.
+
+    Args:
+        config: which, and where.
+        device_index: which of several accelerators; the current one by default.
 
     Raises:
         UserError: it cannot be found or loaded, lacks weights, does not fit its tokenizer, or CUDA
             is asked for and not there.
     """
-    device = _device(config.device)
+    device = _device(config.device, device_index)
     compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         config.compute_dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
     )
@@ -153,14 +157,15 @@ def _hub_answers() -> bool:
         return False
 
 
-def _device(wanted: str) -> torch.device:
+def _device(wanted: str, index: int | None) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "recipe key model.device: 'cuda' was asked for, but torch finds no CUDA GPU"
         )
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+    on_gpu = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    if not on_gpu:
+        return torch.device("cpu")
+    return torch.device("cuda") if index is None else torch.device("cuda", index)
 
 
 def _name(path: str) -> str:
@@ -207,11 +212,18 @@ def without_dropout(module: torch.nn.Module) -> Iterator[None]:
             part.training = was_training
 
 
-def supervised_logits(module: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def supervised_logits(
+    module: Any, batch: MicroBatch, forward: Callable[..., Any] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits that predict supervised labels, and those labels.
 
     Only the positions from the first supervised one on go through the model's head, which for a
     large vocabulary costs more memory than the rest of the forward pass.
+
+    Args:
+        module: a causal language model of transformers'.
+        batch: on its device.
+        forward: what to call; the module itself by default.
 
     Returns:
         logits [examples, positions, vocabulary], labels [examples, positions]
@@ -222,9 +234,9 @@ def supervised_logits(module: Any, batch: MicroBatch) -> tuple[torch.Tensor, tor
     start = max(batch.first - 1, 0)
     keep = batch.input_ids.shape[1] - start
     if "logits_to_keep" in inspect.signature(module.forward).parameters:
-        logits = module(**inputs, logits_to_keep=keep).logits
+        logits = (forward or module)(**inputs, logits_to_keep=keep).logits
     else:
-        logits = module(**inputs).logits[:, start:]
+        logits = (forward or module)(**inputs).logits[:, start:]
     return logits[:, :-1], batch.labels[:, start + 1 :]
 
 

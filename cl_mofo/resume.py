@@ -61,8 +61,7 @@ def loop_state(loop: Loop) -> dict[str, Any]:
     """
     return {
         "position": asdict(Position.of(loop)),
-        "model": {name: parameter.detach() for name, parameter in loop.trainable.items()},
-        "optimizer": loop.optimizer.state_dict(),
+        **loop.engine.state_dict(),
         "strategies": {strategy.name: strategy.state_dict() for strategy in loop.strategies},
         "random": random_state(),
     }
@@ -79,20 +78,9 @@ def set_loop_state(loop: Loop, state: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the state is of strategies {'+'.join(state['strategies'])}, not {'+'.join(ours)}"
         )
-    if differ := loop.trainable.keys() ^ state["model"].keys():
-        raise ValueError(f"the state trains other parameters: {', '.join(sorted(differ)[:3])}")
-    for name, parameter in loop.trainable.items():
-        shape = state["model"][name].shape
-        if shape != parameter.shape:  # copying would broadcast
-            raise ValueError(
-                f"the state's {name} is {list(shape)}, the model's {list(parameter.shape)}"
-            )
+    loop.engine.load_state_dict(state)
     for strategy in loop.strategies:
         strategy.load_state_dict(_on(loop.device, state["strategies"][strategy.name]))
-    loop.optimizer.load_state_dict(dict(state["optimizer"]))
-    with torch.no_grad():
-        for name, parameter in loop.trainable.items():
-            parameter.copy_(state["model"][name])
     set_random_state(state["random"])
     loop.resumed = Position(**state["position"])
     loop.task_index = loop.resumed.experience

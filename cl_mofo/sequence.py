@@ -15,6 +15,7 @@ from cl_mofo.data.plan import TaskPlan, encoder_for
 from cl_mofo.data.records import Record
 from cl_mofo.data.suites import Suite
 from cl_mofo.data.tokenise import Encoder
+from cl_mofo.engine import Engine
 from cl_mofo.errors import TrainingError
 from cl_mofo.evaluation import ResultMatrix, mark_unfinished, score
 from cl_mofo.evaluation.generate import answer, answer_loss
@@ -63,6 +64,8 @@ class TaskSequence:
         language_model: trained in place.
         folder: where results go.
         observer: told what happens.
+        engine: what computes; one device by default. On several ranks each makes the sequence,
+            with a folder that keeps nothing on all but the first.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class TaskSequence:
         language_model: LanguageModel,
         folder: RunFolder,
         observer: Observer,
+        engine: Engine | None = None,
     ) -> None:
         self.recipe, self.plans, self.records = recipe, plans, suite.records
         self.language_model, self.folder, self.observer = language_model, folder, observer
@@ -85,8 +89,10 @@ class TaskSequence:
             recipe=recipe,
             strategies=strategies,
             auxiliary=suite.auxiliary,
+            engine=engine,
             plugins=[self.steps],
         )
+        self.ranks = self.loop.engine.ranks
         empty: list[None] = [None] * len(plans)
         self.scores: list[list[float | None]] = [list(empty) for _ in plans]
         self.metrics: list[list[Any]] = [list(empty) for _ in plans]
@@ -113,14 +119,15 @@ class TaskSequence:
         self.observer.started(self.recipe, plans, folder.path)
         start: dict[str, torch.Tensor] = {}
         if self.recipe.evaluation.distance:
-            start = {
-                name: tensor.to("cpu", copy=True) for name, tensor in self.loop.weights().items()
-            }
+            with self.loop.engine.whole() as module:
+                if self.ranks.first:
+                    weights = self.loop.weights(module)
+                    start = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
         if self.recipe.evaluation.initial:
             initial: list[float | None] = [None] * len(plans)
             losses: list[float | None] = [None] * len(plans)
-            with self._timed("evaluation"), self.loop.evaluating():
-                self._evaluate(0, range(len(plans)), initial, [None] * len(plans), losses)
+            with self._timed("evaluation"), self.loop.evaluating() as model:
+                self._evaluate(model, 0, range(len(plans)), initial, [None] * len(plans), losses)
             self.initial, self.initial_losses = initial, losses
         self._write()
         for i, (plan, experience) in enumerate(
@@ -131,16 +138,20 @@ class TaskSequence:
                 self.loop.train(experience, eval_streams=[])
             self.learned = i + 1
             folder.write_record(_after(self.learned, plan), self._records())
-            if start:
-                self.distances.append(distance(self.loop.weights(), start))
+            if self.recipe.evaluation.distance:
+                with self.loop.engine.whole() as module:
+                    if self.ranks.first:
+                        self.distances.append(distance(self.loop.weights(module), start))
             tested = range(len(plans)) if self.recipe.evaluation.tasks == "all" else range(i + 1)
-            with self._timed("evaluation"), self.loop.evaluating():
-                self._evaluate(i + 1, tested, self.scores[i], self.metrics[i], self.losses[i])
+            row = self.scores[i], self.metrics[i], self.losses[i]
+            with self._timed("evaluation"), self.loop.evaluating() as model:
+                self._evaluate(model, i + 1, tested, *row)
             self.observer.measured(self._write())
         if self.recipe.save_model:
             self._save_model()
         results = self._write()
-        self._draw(results)
+        if self.ranks.first:
+            self._draw(results)
         self.observer.finished(results, folder.path)
         folder.log.info("finished: OP %.2f", results["op"][-1])
         return results | {"folder": str(folder.path)}
@@ -153,6 +164,7 @@ class TaskSequence:
 
     def _evaluate(
         self,
+        language_model: LanguageModel,
         learned: int,
         tested: Sequence[int],
         scores: list[float | None],
@@ -170,12 +182,13 @@ class TaskSequence:
             prompts = [row["prompt"] for row in rows]
             references = [row["answer"] for row in rows]
             answers = answer(
-                self.language_model,
+                language_model,
                 encoder,
                 prompts,
                 settings,
                 seed=self.recipe.seed + 1000 * learned + j,
                 advance=self.observer.answered,
+                ranks=self.ranks,
             )
             texts = mark_unfinished(
                 [a.text for a in answers], [a.finished for a in answers], references
@@ -183,7 +196,7 @@ class TaskSequence:
             metrics[j] = score(plan.task, texts, references, prompts)
             scores[j] = metrics[j][plan.task.headline]
             if settings.losses:
-                losses[j] = self._loss(plan, encoder, rows)
+                losses[j] = self._loss(language_model, plan, encoder, rows)
             self.folder.write_predictions(
                 after,
                 plan.task.name,
@@ -200,8 +213,15 @@ class TaskSequence:
             )
             self.folder.log.info("after %s: %s %s", after, plan.task.name, metrics[j])
 
-    def _loss(self, plan: TaskPlan, encoder: Encoder, rows: Sequence[Record]) -> float:
-        loss = answer_loss(self.language_model, encoder, rows, self.recipe.evaluation)
+    def _loss(
+        self,
+        language_model: LanguageModel,
+        plan: TaskPlan,
+        encoder: Encoder,
+        rows: Sequence[Record],
+    ) -> float:
+        settings = self.recipe.evaluation
+        loss = answer_loss(language_model, encoder, rows, settings, self.ranks)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss on {plan.task.name} is {loss}: the model is broken. Lower optimizer.lr"
@@ -254,11 +274,14 @@ class TaskSequence:
     def _save_model(self) -> None:
         target = self.folder.path / "model"
         partial = self.folder.path / "model.partial"
-        self.language_model.module.save_pretrained(partial, state_dict=self.loop.weights())
-        self.language_model.tokenizer.save_pretrained(partial)
-        shutil.move(partial, target)
-        for strategy in self.loop.strategies:
-            strategy.export(self.loop, self.folder.path)
+        with self.loop.engine.whole() as module:
+            if not self.ranks.first:
+                return
+            module.save_pretrained(partial, state_dict=self.loop.weights(module))
+            self.language_model.tokenizer.save_pretrained(partial)
+            shutil.move(partial, target)
+            for strategy in self.loop.strategies:
+                strategy.export(self.loop, module, self.folder.path)
 
     def _records(self) -> dict[str, Any]:
         return {s.name: record for s in self.loop.strategies if (record := s.record())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from cl_mofo.data.batches import MicroBatch, micro_batches
 from cl_mofo.data.plan import TaskPlan, encoder_for
 from cl_mofo.data.records import Record
 from cl_mofo.data.tokenise import Example
+from cl_mofo.engine import Engine
 from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
 from cl_mofo.strategy import Strategy
 
@@ -27,7 +29,8 @@ class Services:
     plans: tuple[TaskPlan, ...]
     plan: TaskPlan
     strategies: tuple[Strategy, ...]
-    trainable: Mapping[str, torch.nn.Parameter]
+    engine: Engine
+    sizes: Mapping[str, int]
     task_index: int
     pad: int
     frozen: frozenset[str] = frozenset()
@@ -35,9 +38,9 @@ class Services:
     def _owner(self, phase: str) -> Strategy:
         return next((s for s in self.strategies if phase in s.phases), Strategy())
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Return the model's weights under their names in its checkpoint, adapters merged."""
-        return self._owner("model").weights(self.model)
+    def weights(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Return a whole model's weights under their names in its checkpoint, adapters merged."""
+        return self._owner("model").weights(module)
 
     def encoded(self, records: Sequence[Record], plan: TaskPlan | None = None) -> list[Example]:
         """Encode records within a task's budgets; without one, of the task with the largest."""
@@ -46,39 +49,52 @@ class Services:
         return [encoder.encode(record["prompt"], record["answer"]) for record in records]
 
     def micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
-        """Split examples into forward passes."""
-        return micro_batches(
-            examples,
+        """Split examples into forward passes, of which every rank gets its share."""
+        size, by_token = (
             self.recipe.training.micro_batch_size,
-            self.pad,
-            sort=self.recipe.training.loss == "tokens",
+            self.recipe.training.loss == "tokens",
         )
+        if by_token:  # then how examples meet in micro-batches is a matter of speed
+            size = min(size, math.ceil(len(examples) / self.engine.ranks.count))
+        return micro_batches(examples, size, self.pad, sort=by_token)
 
     def loss_on(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a micro-batch's logits and its loss summed over supervised tokens."""
+        """Return a micro-batch's logits and its loss summed over supervised tokens.
+
+        On several ranks all call it at once, each with a micro-batch.
+        """
         with self.language_model.autocast():
-            logits, labels = supervised_logits(self.model, micro)
+            logits, labels = supervised_logits(self.model, micro, self.engine.forward)
         return logits, summed_loss(logits, labels)
 
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """Return the trained weights by name: whole, or where ranks share them this one's part."""
+        return self.engine.parameters()
+
     def gradients(self) -> dict[str, torch.Tensor]:
-        """Return the gradients in the model by parameter: of those that this step moves."""
-        return {n: p.grad for n, p in self.trainable.items() if p.grad is not None}
+        """Return the gradients by name, of what this step moves, of the shapes of `parameters`.
+
+        They may be changed in place.
+        """
+        return self.engine.gradients()
+
+    def over_shards(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all parts of the parameters of what was summed over those here."""
+        return self.engine.over_shards(tensor)
 
     def freeze(self, names: Iterable[str]) -> None:
         """Take parameters out of the step under way: no gradient, no update, no new moments."""
         self.frozen |= frozenset(names)
-        for name in self.frozen:
-            self.trainable[name].requires_grad_(False)
+        self.engine.freeze(self.frozen)
 
     @contextmanager
     def nothing_frozen(self) -> Iterator[None]:
         """Let gradients of frozen parameters be computed too, for a while."""
-        for parameter in self.trainable.values():
-            parameter.requires_grad_(True)
+        self.engine.freeze(frozenset())
         try:
             yield
         finally:
-            self.freeze(())
+            self.engine.freeze(self.frozen)
 
     @contextmanager
     def freezing(self) -> Iterator[None]:
@@ -87,8 +103,7 @@ class Services:
             yield
         finally:
             self.frozen = frozenset()
-            for parameter in self.trainable.values():
-                parameter.requires_grad_(True)
+            self.engine.freeze(self.frozen)
 
     def generator(self, purpose: str, *numbers: int) -> np.random.Generator:
         """Return a generator that run seed, task, purpose and numbers determine, and nothing else.

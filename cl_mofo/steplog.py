@@ -25,6 +25,8 @@ class StepLog(SupervisedPlugin):
     and what strategies put into `Loop.figures`.
     """
 
+    supports_distributed = True
+
     def __init__(self, observer: Observer) -> None:
         super().__init__()
         self.observer = observer

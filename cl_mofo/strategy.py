@@ -124,7 +124,10 @@ class Strategy:
         """Act before the first forward pass of an optimizer step."""
 
     def on_loss(self, loop: Loop, micro_batch: MicroBatch, loss: torch.Tensor) -> torch.Tensor:
-        """Return the loss to differentiate, given a micro-batch's share of the step's loss."""
+        """Return the loss to differentiate, given a micro-batch's share of the step's loss.
+
+        Called once for each micro-batch, on the rank that has it.
+        """
         return loss
 
     def on_gradients(self, loop: Loop) -> None:
@@ -139,12 +142,22 @@ class Strategy:
     def after_experience(self, loop: Loop) -> None:
         """Act after a task's last step, at the weights it ends with, before evaluation."""
 
-    def evaluating(self, loop: Loop) -> AbstractContextManager[None]:
-        """Return the context in which test sets are answered, such as merged adapters."""
+    def evaluating(self, module: torch.nn.Module) -> AbstractContextManager[None]:
+        """Return the context in which a model answers test sets, such as merged adapters.
+
+        Args:
+            module: the model with whole weights; on several ranks it may be a copy.
+        """
         return nullcontext()
 
-    def export(self, loop: Loop, folder: Path) -> None:
-        """Write what belongs beside the final weights into the run's folder."""
+    def export(self, loop: Loop, module: torch.nn.Module, folder: Path) -> None:
+        """Write what belongs beside the final weights into the run's folder.
+
+        Args:
+            loop: the loop.
+            module: the model with whole weights.
+            folder: the run's.
+        """
 
     def record(self) -> dict[str, Any]:
         """Return what the run folder should say of the task just learned, as JSON can hold it."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+import torch
+from torch import Tensor
 
 from cl_mofo.data.stages import schedule_of
 from cl_mofo.errors import TrainingError
@@ -28,15 +30,15 @@ def update(loop: Loop) -> None:
     loop.lr = settings.lr * factor
     for group in loop.optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-    gradients = loop.gradients()
-    norm = get_total_norm(list(gradients.values()))
+    norm = loop.engine.norm()
     loop.grad_norm = norm.item()
     if not math.isfinite(loop.grad_norm):
         raise TrainingError(_non_finite(loop))
     if settings.max_grad_norm is not None:
-        moving = [loop.trainable[name] for name in gradients]
-        clip_grads_with_norm_(moving, settings.max_grad_norm, norm)
-    loop.optimizer.step()
+        clipped = (settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch clips
+        for gradient in loop.gradients().values():
+            gradient.mul_(clipped.to(gradient.device))
+    loop.engine.step()
 
 
 def refuse_broken_weights(loop: Loop) -> None:
@@ -45,7 +47,7 @@ def refuse_broken_weights(loop: Loop) -> None:
     Raises:
         TrainingError: a weight is not finite.
     """
-    broken = [n for n, p in loop.model.named_parameters() if not p.isfinite().all()]
+    broken = _where_not_finite(loop, loop.parameters())
     if broken:
         raise TrainingError(
             f"task {loop.plan.task.name}: after its last step {broken[0]} is not finite. "
@@ -53,8 +55,14 @@ def refuse_broken_weights(loop: Loop) -> None:
         )
 
 
+def _where_not_finite(loop: Loop, tensors: Mapping[str, Tensor]) -> list[str]:
+    counts = torch.stack([(~tensor.isfinite()).sum() for tensor in tensors.values()])
+    found = loop.over_shards(counts).tolist()
+    return [name for name, count in zip(tensors, found, strict=True) if count]
+
+
 def _non_finite(loop: Loop) -> str:
-    names = [name for name, gradient in loop.gradients().items() if not gradient.isfinite().all()]
+    names = _where_not_finite(loop, loop.gradients())
     where = f"task {loop.plan.task.name}, step {loop.step + 1} of {loop.total_steps}"
     what = f"the gradient of {', '.join(names[:3])}" if names else "the gradients' norm"
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -26,8 +26,8 @@ from pydantic import Field
 
 from cl_mofo.episodic import (
     Episodic,
+    all_inner_products,
     combine,
-    inner_products,
     memory_gradient,
     refuse_non_finite,
 )
@@ -94,7 +94,7 @@ class AGEM(Episodic):
             return
         rows = {name: tensor[None] for name, tensor in self.reference.items()}
         self.reference = {}
-        products = inner_products(rows, gradient)
+        products = all_inner_products(loop, rows, gradient)
         square, dot = products[0]
         refuse_non_finite(loop, self.name, products[:1, 0])
         if dot < 0:

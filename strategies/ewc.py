@@ -142,9 +142,10 @@ class EWC(Strategy):
     def on_gradients(self, loop: Loop) -> None:
         """Add the penalty's gradient; TRACE's variant then gathers the squares of the sum."""
         norms = []
+        parameters = loop.parameters()
         for name, gradient in loop.gradients().items():
             if name in self.anchor:
-                theta = loop.trainable[name].detach()
+                theta = parameters[name]
                 fisher = self.fisher[name].to(theta.device)
                 anchor = self.anchor[name].to(theta.device)
                 penalty = penalty_gradient(theta, fisher, anchor, self.config.strength)
@@ -156,18 +157,20 @@ class EWC(Strategy):
                     squares += self.fisher[name].to(gradient.device)
                 self._keep(self.fisher, name, squares)
         if norms:
-            held_back, learned = torch.stack(norms).norm(dim=0).tolist()
+            squares = torch.stack(norms).square().sum(dim=0)
+            held_back, learned = loop.over_shards(squares).sqrt().tolist()
             loop.figures["ewc.ratio"] = held_back / learned if learned else math.inf
 
     def after_experience(self, loop: Loop) -> None:
         """Measure the task's Fisher information and add it, with the weights as its anchor."""
         if self.config.variant == "trace":
+            parameters = loop.parameters()
             for name in self.fisher:
-                self._keep(self.anchor, name, loop.trainable[name].detach().clone())
+                self._keep(self.anchor, name, parameters[name].clone())
             return
         new_fisher = self._measured(loop)
-        for name, parameter in loop.trainable.items():
-            theta, new = parameter.detach(), new_fisher.pop(name)
+        for name, theta in loop.parameters().items():
+            new = new_fisher.pop(name)
             fisher, anchor = new, theta.clone()
             if name in self.fisher:
                 before = self.fisher[name].to(theta.device), self.anchor[name].to(theta.device)
@@ -192,17 +195,18 @@ class EWC(Strategy):
 
     def _measured(self, loop: Loop) -> dict[str, torch.Tensor]:
         """Return the task's Fisher information; raise `TrainingError` if it is not finite."""
-        fisher = {name: torch.zeros_like(p) for name, p in loop.trainable.items()}
+        fisher = {name: torch.zeros_like(theta) for name, theta in loop.parameters().items()}
         count = 0
         for batch in self._examples(loop):
             loop.replace_gradients([batch])
             count += 1
             for name, gradient in loop.gradients().items():
                 fisher[name].addcmul_(gradient, gradient)
-        loop.optimizer.zero_grad()
+        loop.engine.discard_gradients()
         for squares in fisher.values():
             squares.div_(count)
-        trace = torch.stack([f.sum(dtype=torch.float64) for f in fisher.values()]).sum().item()
+        sums = torch.stack([squares.sum(dtype=torch.float64) for squares in fisher.values()])
+        trace = loop.over_shards(sums.sum()).item()
         if not math.isfinite(trace):
             raise TrainingError(
                 f"task {loop.plan.task.name}: the Fisher information of ewc is not finite. Compute "

@@ -42,8 +42,8 @@ from scipy.optimize import nnls
 
 from cl_mofo.episodic import (
     Episodic,
+    all_inner_products,
     combine,
-    inner_products,
     memory_gradient,
     refuse_non_finite,
 )
@@ -167,7 +167,7 @@ class GEM(Episodic):
         gradient = loop.gradients()
         if not self.rows or not gradient:
             return
-        products = inner_products(self.rows, gradient)
+        products = all_inner_products(loop, self.rows, gradient)
         squares = np.diag(products)
         refuse_non_finite(loop, self.name, squares[:-1])
         if not np.isfinite(squares[-1]):

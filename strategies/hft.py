@@ -119,10 +119,10 @@ class HFT(Strategy):
             UserError: it would freeze all that is trained.
         """
         when = [loop.step] if self.config.redraw == "step" else []
-        frozen = draw(blocks(loop.trainable), loop.generator("hft", *when))
-        if len(frozen) == len(loop.trainable):
+        frozen = draw(blocks(loop.sizes), loop.generator("hft", *when))
+        if len(frozen) == len(loop.sizes):
             raise UserError(
-                f"strategy hft: only {len(frozen)} tensors are trained, {min(loop.trainable)} one "
+                f"strategy hft: only {len(frozen)} tensors are trained, {min(loop.sizes)} one "
                 f"of them, and with half of the blocks frozen none is left. Train more, or leave "
                 f"hft out"
             )
@@ -131,5 +131,5 @@ class HFT(Strategy):
     def before_step(self, loop: Loop) -> None:
         """Freeze the half that is drawn."""
         loop.freeze(self.draw_for(loop))
-        moving = sum(p.numel() for n, p in loop.trainable.items() if n not in loop.frozen)
-        loop.figures["hft.moving"] = moving / sum(p.numel() for p in loop.trainable.values())
+        moving = sum(size for name, size in loop.sizes.items() if name not in loop.frozen)
+        loop.figures["hft.moving"] = moving / sum(loop.sizes.values())

@@ -171,14 +171,14 @@ class LoRA(Strategy):
         return weights
 
     @contextmanager
-    def evaluating(self, loop: Loop) -> Iterator[None]:
+    def evaluating(self, module: torch.nn.Module) -> Iterator[None]:
         """Merge, so that answering costs what it costs the base model.
 
         Then put back the very tensors that were there: subtracting would leave rounding behind.
         """
         kept: list[tuple[Any, torch.Tensor]] = []
         try:
-            for _, layer in _adapted(loop.model):
+            for _, layer in _adapted(module):
                 kept.append((layer, layer.get_base_layer().weight.data))
                 with torch.no_grad():
                     layer.merge(safe_merge=True)
@@ -189,19 +189,20 @@ class LoRA(Strategy):
                     layer.unmerge()
                 layer.get_base_layer().weight.data = data
 
-    def export(self, loop: Loop, folder: Path) -> None:
+    def export(self, loop: Loop, module: Any, folder: Path) -> None:
         """Write `adapter/`, for `peft.PeftModel.from_pretrained`."""
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
         target = folder / "adapter"
-        config = copy.copy(loop.model.peft_config[ADAPTER])
+        config = copy.copy(module.peft_config[ADAPTER])
         config.target_modules = sorted(config.target_modules)
         config.base_model_name_or_path = loop.recipe.model.path
         config.inference_mode = True
         config.save_pretrained(str(target))
+        trained = {n: p for n, p in module.named_parameters() if n in loop.sizes}
         adapters = get_peft_model_state_dict(
-            loop.model, state_dict=dict(loop.trainable), save_embedding_layers=False
+            module, state_dict=trained, save_embedding_layers=False
         )
         save_file(
             {f"base_model.model.{n}": t.detach().cpu().contiguous() for n, t in adapters.items()},

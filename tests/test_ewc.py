@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cl_mofo.checkpoint import load_state, save_state
 from cl_mofo.data.batches import IGNORED
+from cl_mofo.engine import SingleEngine
 from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.services import Services
 from cl_mofo.strategies.ewc import EWC, accumulate, penalty_gradient, sampled_labels
@@ -91,8 +92,9 @@ class Plain(Services):
 
     def __init__(self, model, rows):
         self.model, self.examples = model, rows
-        self.trainable = dict(model.named_parameters())
         self.optimizer = torch.optim.SGD(model.parameters())
+        self.engine = SingleEngine()
+        self.engine.prepare(SimpleNamespace(module=model), lambda named: self.optimizer)
         self.recipe, self.task_index = SimpleNamespace(seed=1), 0
         self.device, self.figures = torch.device("cpu"), {}
 

@@ -1,5 +1,7 @@
 """GEM and A-GEM: the projection against two other solvers and its own optimality conditions."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import quadprog
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
+from cl_mofo.engine import SingleEngine
 from cl_mofo.episodic import combine, inner_products
 from cl_mofo.services import Services
 from cl_mofo.strategies import agem
@@ -130,7 +133,10 @@ class View(Services):
 
     def __init__(self, avalanche):
         self.avalanche, self.device = avalanche, avalanche.device
-        self.trainable = dict(avalanche.model.named_parameters())
+        self.engine = SingleEngine()
+        model = SimpleNamespace(module=avalanche.model)
+        self.engine.prepare(model, lambda named: avalanche.optimizer)
+        self.trainable = self.engine.trainable
         self.step, self.figures = 0, {}
 
     def micro_batches(self, patterns):

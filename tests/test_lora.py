@@ -104,7 +104,7 @@ def test_the_layer_adds_the_update_that_peft_says(tiny):
 def test_adapters_get_their_share_of_the_full_gradient(tiny):
     plain = copy.deepcopy(tiny)
     loop = drawn(lora_loop(tiny, alpha=12.0, dropout=0.5))
-    plain.module.load_state_dict(loop.weights(), strict=False)
+    plain.module.load_state_dict(loop.weights(loop.model), strict=False)
     gradients = []
     for each in (loop, build_loop(plain)):
         examples = each.encoded(mini.records()["FOMC"]["train"][:4], each.plans[0])
@@ -174,7 +174,7 @@ def test_the_first_answers_are_the_base_models_and_only_adapters_learn(tiny):
     loop = lora_loop(tiny, targets=("q_proj", "v_proj"))
     assert type(loop.model) is kind
     torch.testing.assert_close(logits(loop.model), before, rtol=0, atol=0)
-    assert set(loop.weights()) == names
+    assert set(loop.weights(loop.model)) == names
     # rank * (in + out) for 128 -> 128 projections, two in each of four layers.
     assert sum(p.numel() for p in loop.trainable.values()) == 4 * (128 + 128) * 2 * 4
     assert loop.strategies[0].record()["parameters"] == 4 * (128 + 128) * 2 * 4
@@ -221,7 +221,7 @@ def test_a_run_leaves_the_base_weights_bits(finished):
 def test_the_distance_is_of_the_merged_weights_under_their_plain_names(finished):
     base, loop, results, _ = finished
     start = snapshot(base)
-    now = loop.weights()
+    now = loop.weights(loop.model)
     assert now.keys() == start.keys()
     relative = [((now[n] - t).norm() / t.norm()).item() for n, t in start.items()]
     assert results["distance"][-1] == pytest.approx(math.fsum(relative) / len(relative), rel=1e-5)
@@ -258,7 +258,7 @@ def test_the_saved_adapter_is_pefts(finished):
 
 def test_evaluating_merges_and_leaves_no_trace(finished):
     _, loop, _, _ = finished
-    before, plain = snapshot(loop.model), loop.weights()
+    before, plain = snapshot(loop.model), loop.weights(loop.model)
     places = {name: p.data_ptr() for name, p in loop.model.named_parameters()}
     encoder = encoder_for(loop.language_model.tokenizer, loop.plans[0], loop.recipe)
     prompts = [row["prompt"] for row in mini.records()["FOMC"]["eval"][:4]]
@@ -272,7 +272,7 @@ def test_evaluating_merges_and_leaves_no_trace(finished):
         merged, merged_texts = seen()
         layer = loop.model.model.layers[0].mlp.up_proj
         assert layer.merged
-        for name, weight in loop.weights().items():
+        for name, weight in loop.weights(loop.model).items():
             assert torch.equal(weight, plain[name])
         assert torch.equal(
             layer.get_base_layer().weight, plain["model.layers.0.mlp.up_proj.weight"]
@@ -346,7 +346,7 @@ def test_layers_that_hold_their_weight_transposed(tiny):
     model = LanguageModel(copy.deepcopy(plain), tiny.tokenizer, torch.device("cpu"), torch.float32)
     loop = drawn(lora_loop(model))
     assert len(loop.strategies[0].layers) == 2 * 4
-    plain.load_state_dict(loop.weights(), strict=False)
+    plain.load_state_dict(loop.weights(loop.model), strict=False)
     adapted = logits(loop.model)
     torch.testing.assert_close(logits(plain), adapted, rtol=0, atol=1e-5)
     with loop.evaluating():

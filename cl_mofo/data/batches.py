@@ -83,6 +83,20 @@ def collate(examples: Sequence[Example], pad: int) -> MicroBatch:
     )
 
 
+def unsupervised(batch: MicroBatch) -> MicroBatch:
+    """Return the least that a model can be run on: two tokens of a batch, nothing to learn."""
+    ids = batch.input_ids[:1, :2]
+    return MicroBatch(
+        ids,
+        torch.ones_like(ids),
+        torch.full_like(ids, IGNORED),
+        tokens=0,
+        supervised=0,
+        first=1,
+        padding_free=True,
+    )
+
+
 def epoch_order(
     lengths: Sequence[int], batch_size: int, seed: Sequence[int], *, group_by_length: bool = False
 ) -> list[list[int]]:

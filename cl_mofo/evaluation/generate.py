@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
+import numpy as np
 import torch
 
 from cl_mofo.config import EvaluationConfig
 from cl_mofo.data.batches import collate, sorted_chunks
 from cl_mofo.data.records import Record
 from cl_mofo.data.tokenise import Encoder
+from cl_mofo.engine.ranks import Ranks
 from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
 
 Advance = Callable[[int, int], None]
@@ -41,10 +43,12 @@ def answer(
     *,
     seed: int = 0,
     advance: Advance = lambda examples, tokens: None,
+    ranks: Ranks | None = None,
 ) -> list[Answer]:
     """Answer prompts in batches of similar lengths; the answers keep the prompts' order.
 
-    Prompts are padded on the left. The random state outside is left as it was.
+    Prompts are padded on the left. Each batch draws from a seed of its own, so that ranks, which
+    share the batches, change no answer. The random state outside is left as it was.
 
     Args:
         language_model: the model; it is put into evaluation mode, and back.
@@ -52,7 +56,8 @@ def answer(
         prompts: texts.
         settings: decoding and batch size.
         seed: what sampled decoding starts from.
-        advance: told of progress.
+        advance: told of progress, of all ranks' together.
+        ranks: the processes that share the prompts; all get all answers.
     """
     from transformers import GenerationConfig
 
@@ -67,9 +72,13 @@ def answer(
         eos_token_id=encoder.eos,
         pad_token_id=encoder.eos,
     )
+    ranks = ranks or Ranks()
+    chunks = list(sorted_chunks([len(i) for i in ids], settings.batch_size))
     answers: dict[int, Answer] = {}
-    with _evaluating(language_model, seed):
-        for chunk in sorted_chunks([len(i) for i in ids], settings.batch_size):
+    with _evaluating(language_model):
+        for number in range(ranks.rank, len(chunks), ranks.count):
+            chunk = chunks[number]
+            torch.manual_seed(_seed(seed, number))
             width = max(len(ids[i]) for i in chunk)
             rows = [[encoder.eos] * (width - len(ids[i])) + ids[i] for i in chunk]
             mask = [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in chunk]
@@ -84,8 +93,15 @@ def answer(
                 text = encoder.decode(generated, skip_special_tokens=settings.skip_special_tokens)
                 tokens = generated.index(encoder.eos) + 1 if finished else len(generated)
                 answers[i] = Answer(text, finished, tokens)
-            advance(len(chunk), sum(answers[i].tokens for i in chunk))
-    return [answers[i] for i in range(len(prompts))]
+            abreast = chunks[number : number + ranks.count] if ranks.first else []
+            advance(sum(map(len, abreast)), sum(answers[i].tokens for i in chunk) * len(abreast))
+    told = ranks.gather([[i, *astuple(answered)] for i, answered in answers.items()])
+    everyone = {i: Answer(*fields) for rank in told for i, *fields in rank}
+    return [everyone[i] for i in range(len(prompts))]
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def answer_loss(
@@ -93,29 +109,38 @@ def answer_loss(
     encoder: Encoder,
     records: Sequence[Record],
     settings: EvaluationConfig,
+    ranks: Ranks | None = None,
 ) -> float:
-    """Return the mean loss per answer token (end of sequence included) over records, in nats."""
+    """Return the mean loss per answer token (end of sequence included) over records, in nats.
+
+    Ranks share the batches, and get the same figure as one would.
+    """
+    ranks = ranks or Ranks()
     examples = [encoder.encode(record["prompt"], record["answer"]) for record in records]
-    total, tokens = 0.0, 0
-    with _evaluating(language_model, 0):
-        for chunk in sorted_chunks([len(e) for e in examples], settings.batch_size):
-            batch = collate([examples[i] for i in chunk], encoder.eos).to(language_model.device)
+    chunks = list(sorted_chunks([len(e) for e in examples], settings.batch_size))
+    losses: dict[int, tuple[float, int]] = {}
+    with _evaluating(language_model):
+        for number in range(ranks.rank, len(chunks), ranks.count):
+            chosen = [examples[i] for i in chunks[number]]
+            batch = collate(chosen, encoder.eos).to(language_model.device)
             with language_model.autocast():
                 logits, labels = supervised_logits(language_model.module, batch)
-            total += summed_loss(logits, labels).item()
-            tokens += batch.supervised
-    return total / tokens
+            losses[number] = summed_loss(logits, labels).item(), batch.supervised
+    told = ranks.gather([[number, *loss] for number, loss in losses.items()])
+    everyone = sorted(entry for rank in told for entry in rank)
+    total: float = sum(loss for _, loss, _ in everyone)
+    supervised: int = sum(tokens for _, _, tokens in everyone)
+    return total / supervised
 
 
 @contextmanager
-def _evaluating(language_model: LanguageModel, seed: int) -> Iterator[None]:
+def _evaluating(language_model: LanguageModel) -> Iterator[None]:
     """Evaluation mode, no gradients, and a random state of its own, all undone at the end."""
     module = language_model.module
     was_training = module.training
     on_gpu = language_model.device.type == "cuda"
     devices = [language_model.device.index or 0] if on_gpu else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
         module.eval()
         try:
             yield

@@ -10,7 +10,8 @@ For every parameter tensor, a partition of d entries, with gradient g at step t:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, overload
 
@@ -18,9 +19,30 @@ import torch
 from torch import Tensor
 
 from cl_mofo.optim.nonfinite import GradientCheck
-from cl_mofo.optim.options import MOMENT_DTYPES, check_options, check_parameter
-from cl_mofo.optim.selection import Share
-from cl_mofo.optim.step import advance, new_state
+from cl_mofo.optim.options import check_options, check_parameter
+from cl_mofo.optim.selection import Share, count, largest
+from cl_mofo.optim.sharded import largest_sharded
+from cl_mofo.optim.shards import Shards, local, shards_of
+from cl_mofo.optim.step import move, new_state, update_moments, zero_moment
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A parameter that a step is for."""
+
+    options: dict[str, Any]
+    param: Tensor
+    grad: Tensor
+    shards: Shards
+
+    def counts(self) -> list[int] | None:
+        """Return how many entries of each of its tensors move; None if all of them do."""
+        fraction = self.options["update_fraction"]
+        pieces = self.shards.pieces
+        if fraction is None:
+            return None
+        counts = [count(fraction, piece.size) for piece in pieces]
+        return None if counts == [piece.size for piece in pieces] else counts
 
 
 class MoFO(torch.optim.Optimizer):
@@ -32,6 +54,10 @@ class MoFO(torch.optim.Optimizer):
 
     A step in which any gradient is not finite changes nothing, anywhere. On a CPU the error comes
     at once; elsewhere the device discards the step by itself, and the next `step` or `check` tells.
+
+    Parameters that several ranks share as DTensors (FSDP2) are selected from as the whole tensors
+    they are: the result is one process's, whatever the number of ranks. `shard` says the same of
+    flat parameters that hold parts of tensors (DeepSpeed's ZeRO). `step` is then a collective call.
 
     Args:
         params: parameters, groups of them, or `model.named_parameters()`, whose names errors use.
@@ -70,11 +96,21 @@ class MoFO(torch.optim.Optimizer):
         }
         check_options(defaults)
         self._unread: GradientCheck | None = None
+        self._shards: dict[Tensor, Shards] = {}
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._unread = None
+        self._shards = {}
+
+    def shard(self, shards: Mapping[Tensor, Shards]) -> None:
+        """Say what flat parameters hold, each of which is one partition otherwise.
+
+        Args:
+            shards: by parameter; any that are stepped later, also if they are in no group yet.
+        """
+        self._shards.update(shards)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; options it leaves out are the constructor's.
@@ -116,20 +152,26 @@ class MoFO(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = [
-            (group, name, param, param.grad)
+            _Work(group, param, param.grad, self._shards.get(param) or shards_of(name, param))
             for group, name, param in self._parameters()
             if param.grad is not None
         ]
-        for _, name, _, grad in work:
-            if grad.layout != torch.strided:
-                raise RuntimeError(f"the gradient of {name} is {grad.layout}; MoFO needs it dense")
-        discard = self._verdict([(name, grad) for _, name, _, grad in work])
-        for group, _, param, grad in work:
-            state = self.state[param]
+        for item in work:
+            if local(item.grad).layout != torch.strided:
+                name, layout = item.shards.pieces[0].name, item.grad.layout
+                raise RuntimeError(f"the gradient of {name} is {layout}; MoFO needs it dense")
+        verdict = self._verdict(work)
+        rules, discards = [], []
+        for item in work:
+            state = self.state[item.param]
             if not state:
-                state.update(new_state(param))
-            undo = None if discard is None else discard.to(param.device, non_blocking=True)
-            advance(param, grad, state, group, undo)
+                state.update(new_state(item.param))
+            undo = None if verdict is None else verdict.to(item.param.device, non_blocking=True)
+            discards.append(undo)
+            rules.append(update_moments(item.param, item.grad, state, item.options, undo))
+        selected = zip(work, rules, discards, self._selections(work), strict=True)
+        for item, rule, undo, chosen in selected:
+            move(item.param, self.state[item.param], item.options, rule, chosen, undo)
         return loss
 
     def check(self) -> None:
@@ -170,8 +212,10 @@ class MoFO(torch.optim.Optimizer):
         # torch casts moments to the parameter's dtype, which would round those of bfloat16 ones.
         for _, param, saved in self._saved(given):
             for key, value in saved.items():
-                dtype = torch.float32 if key == "step" else MOMENT_DTYPES[param.dtype]
-                fresh = torch.empty(value.shape, dtype=dtype, device=param.device)
+                if key == "step":
+                    fresh = torch.empty((), dtype=torch.float32, device=param.device)
+                else:
+                    fresh = zero_moment(param)
                 self.state[param][key] = fresh.copy_(value)
 
     def _saved(self, state_dict: dict[str, Any]) -> Iterable[tuple[str, Tensor, dict[str, Tensor]]]:
@@ -190,9 +234,44 @@ class MoFO(torch.optim.Optimizer):
                     name = f"parameter {index} of group {number}, shape {tuple(param.shape)}"
                 yield group, name, param
 
-    def _verdict(self, gradients: list[tuple[str, Tensor]]) -> Tensor | None:
+    def _selections(self, work: list[_Work]) -> Iterator[Tensor | None]:
+        """Yield for each parameter the flat indices of its entries that move; None for all.
+
+        Those of tensors that are spread over ranks are found together, before the first is needed.
+        """
+        spread: dict[Any, list[tuple[Tensor, int, int]]] = {}
+        for item in work:
+            counts = item.counts()
+            if counts is not None and item.shards.ranks is not None:
+                exp_avg = local(self.state[item.param]["exp_avg"])
+                spread.setdefault((item.shards.ranks, exp_avg.dtype), []).extend(
+                    (piece.of(exp_avg), k, piece.size)
+                    for piece, k in zip(item.shards.pieces, counts, strict=True)
+                )
+        found = {}
+        for key, held in spread.items():
+            parts, ks, sizes = zip(*held, strict=True)
+            found[key] = largest_sharded(parts, ks, sizes, key[0])
+        for item in work:
+            counts, pieces = item.counts(), item.shards.pieces
+            if counts is None:
+                yield None
+                continue
+            exp_avg = self.state[item.param]["exp_avg"]
+            indices = found.get((item.shards.ranks, exp_avg.dtype))
+            if indices is None:
+                indices = map(largest, (piece.of(exp_avg) for piece in pieces), counts)
+            yield torch.cat([next(indices) + piece.start for piece in pieces])
+
+    def _verdict(self, work: list[_Work]) -> Tensor | None:
         """Refuse gradients that are not finite, or return the device's flag that discards them."""
-        check = GradientCheck(gradients)
+        gradients = [
+            (piece.name, piece.of(local(item.grad).reshape(-1)))
+            for item in work
+            for piece in item.shards.pieces
+        ]
+        ranks = dict.fromkeys(item.shards.ranks for item in work if item.shards.ranks is not None)
+        check = GradientCheck(gradients, tuple(ranks))
         if self._defers(gradients):
             self._unread = check
             return check.found

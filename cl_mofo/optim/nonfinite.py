@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from cl_mofo.optim.shards import any_rank
 
 
 class NonFiniteGradientError(FloatingPointError):
@@ -33,14 +36,17 @@ class GradientCheck:
 
     Args:
         gradients: pairs of a parameter's name and its gradient, dense, on any devices.
+        ranks: process groups whose ranks hold other parts of the same gradients, in the same order;
+            what one finds, all find.
     """
 
-    def __init__(self, gradients: Sequence[tuple[str, Tensor]]) -> None:
-        present = [(name, grad) for name, grad in gradients if grad.numel()]
-        self._names = [name for name, _ in present]
-        home = next((g.device for _, g in present if g.device.type != "cpu"), torch.device("cpu"))
-        finite = [_is_finite(grad).to(home, non_blocking=True) for _, grad in present]
+    def __init__(self, gradients: Sequence[tuple[str, Tensor]], ranks: Sequence[Any] = ()) -> None:
+        self._names = [name for name, _ in gradients]
+        home = next((g.device for _, g in gradients if g.device.type != "cpu"), torch.device("cpu"))
+        finite = [_is_finite(grad).to(home, non_blocking=True) for _, grad in gradients]
         flags = ~torch.stack(finite) if finite else torch.zeros(0, dtype=torch.bool)
+        for group in ranks:
+            flags = any_rank(flags, group)
         self.found = flags.any()
         """0-d bool on the gradients' device (the first that is no CPU): is any not finite?"""
         # To pinned memory, so that reading it later waits for this copy and not for newer work.
@@ -64,5 +70,7 @@ class GradientCheck:
 
 
 def _is_finite(grad: Tensor) -> Tensor:
+    if not grad.numel():
+        return torch.ones((), dtype=torch.bool, device=grad.device)
     low, high = torch.aminmax(grad)  # one pass, no temporary, and a NaN comes through
     return torch.isfinite(low) & torch.isfinite(high)

@@ -1,4 +1,8 @@
-"""One step of MoFO on one tensor, fast: `reference.py` has the same step, obviously right."""
+"""One step of MoFO on one tensor, fast: `reference.py` has the same step, obviously right.
+
+It has two halves, for between them, where a tensor is spread over several ranks, lies a selection
+that all of its parts take together.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from torch import Tensor
 
 from cl_mofo.optim.adamw import AdamW
 from cl_mofo.optim.options import MOMENT_DTYPES
-from cl_mofo.optim.selection import count, largest
+from cl_mofo.optim.shards import local
 
 # On a CPU dense passes take this many entries at a time: temporaries stay small, and so does the
 # number of times that threads have to meet.
@@ -19,25 +23,30 @@ _CHUNK = 1 << 20
 
 def new_state(param: Tensor) -> dict[str, Tensor]:
     """Return the state before the first step: moments are row-major, whatever the parameter is."""
-    dtype = MOMENT_DTYPES[param.dtype]
     return {
         "step": torch.zeros((), dtype=torch.float32, device=param.device),
-        "exp_avg": torch.zeros(param.shape, dtype=dtype, device=param.device),
-        "exp_avg_sq": torch.zeros(param.shape, dtype=dtype, device=param.device),
+        "exp_avg": zero_moment(param),
+        "exp_avg_sq": zero_moment(param),
     }
 
 
-def advance(
+def zero_moment(param: Tensor) -> Tensor:
+    """Return zeros of a parameter's shape, in its moments' dtype, spread over ranks as it is."""
+    dtype = MOMENT_DTYPES[param.dtype]
+    return torch.zeros_like(param, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def update_moments(
     param: Tensor,
     grad: Tensor,
     state: dict[str, Tensor],
     group: dict[str, Any],
     discard: Tensor | None = None,
-) -> None:
-    """Step one tensor in place, with its state.
+) -> AdamW:
+    """Update a tensor's moments in place, and return how its entries move.
 
     Args:
-        param: any shape and strides, a dtype of `MOMENT_DTYPES`; no gradient is recorded.
+        param: any shape and strides, a dtype of `MOMENT_DTYPES`.
         grad: its gradient, dense and, unless `discard` is true, finite.
         state: as of `new_state`.
         group: the parameter group's options.
@@ -51,34 +60,54 @@ def advance(
         step = state["step"].add_(~discard).double()
     names = ("lr", "betas", "eps", "weight_decay")
     rule = AdamW.at(step, **{name: group[name] for name in names})
-
-    exp_avg, exp_avg_sq = state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)
-    chunk = _CHUNK if param.device.type == "cpu" else param.numel()
-    for m, v, g in _chunks(chunk, exp_avg, exp_avg_sq, grad.reshape(-1)):
+    for m, v, g in _chunks(param, *_moments(state), local(grad).reshape(-1)):
         rule.update_moments(m, v, g.to(m.dtype), discard)
+    return rule
 
-    flat = param.detach().contiguous().view(-1)
-    fraction = group["update_fraction"]
-    k = param.numel() if fraction is None else count(fraction, param.numel())
-    if k == param.numel():
-        for p, m, v in _chunks(chunk, flat, exp_avg, exp_avg_sq):
+
+def move(
+    param: Tensor,
+    state: dict[str, Tensor],
+    group: dict[str, Any],
+    rule: AdamW,
+    chosen: Tensor | None,
+    discard: Tensor | None = None,
+) -> None:
+    """Move a tensor's entries in place.
+
+    Args:
+        param: as for `update_moments`; no gradient is recorded.
+        state: with its moments updated.
+        group: the parameter group's options.
+        rule: what `update_moments` returned.
+        chosen: flat indices of the entries that move; None for all.
+        discard: as for `update_moments`.
+    """
+    values = local(param).detach()
+    flat = values.contiguous().view(-1)
+    exp_avg, exp_avg_sq = _moments(state)
+    if chosen is None:
+        for p, m, v in _chunks(param, flat, exp_avg, exp_avg_sq):
             p.copy_(_unless(discard, rule.move(p, m, v), p))
     else:
-        chosen = largest(exp_avg, k)
         p, m, v = (t.index_select(0, chosen) for t in (flat, exp_avg, exp_avg_sq))
         moved = _unless(discard, rule.move(p, m, v), p)
         if group["decay"] == "all" and group["weight_decay"] != 0:
-            for (p,) in _chunks(chunk, flat):
+            for (p,) in _chunks(param, flat):
                 p.copy_(_unless(discard, p.to(exp_avg.dtype).mul(rule.shrink), p))
         flat.index_copy_(0, chosen, moved.to(flat.dtype))
-    if flat.data_ptr() != param.data_ptr():  # the parameter is not contiguous, and `flat` a copy
-        param.copy_(flat.view(param.shape))
+    if flat.data_ptr() != values.data_ptr():  # the parameter is not contiguous, and `flat` a copy
+        values.copy_(flat.view(values.shape))
 
 
-def _chunks(size: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    if tensors[0].numel() <= size:
+def _moments(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return local(state["exp_avg"]).view(-1), local(state["exp_avg_sq"]).view(-1)
+
+
+def _chunks(param: Tensor, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    if param.device.type != "cpu" or tensors[0].numel() <= _CHUNK:
         return [tensors]
-    return zip(*(torch.split(t, size) for t in tensors), strict=True)
+    return zip(*(torch.split(t, _CHUNK) for t in tensors), strict=True)
 
 
 def _unless(discard: Tensor | None, new: Tensor, old: Tensor) -> Tensor:

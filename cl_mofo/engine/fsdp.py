@@ -1,0 +1,113 @@
+"""The engine on PyTorch's FSDP2 (`fully_shard`): weights, gradients and moments are all spread.
+
+Each tensor is split along its first dimension. A layer's weights are gathered while it computes,
+forward and backward, and its gradients are summed up and spread after every backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.nn import Parameter
+
+from cl_mofo.config import EngineConfig
+from cl_mofo.engine.base import Copy, MakeOptimizer
+from cl_mofo.engine.ranks import Ranks
+from cl_mofo.engine.shared import Moments, SpreadEngine
+from cl_mofo.model import LanguageModel
+from cl_mofo.optim.shards import local
+
+
+class FSDPEngine(SpreadEngine):
+    """Everything spread, tensor by tensor."""
+
+    name = "fsdp"
+
+    def __init__(self, config: EngineConfig, ranks: Ranks) -> None:
+        super().__init__(ranks)
+        self.config = config
+
+    def prepare(self, language_model: LanguageModel, make_optimizer: MakeOptimizer) -> None:
+        """Shard every layer and then the rest, and make the optimizer over the shards."""
+        self.module = language_model.module
+        self._copy = Copy(self.module)
+        self._device = language_model.device
+        mesh = init_device_mesh(language_model.device.type, (self.ranks.count,))
+        offload = self.config.offload == "parameters"
+        policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+        for layer in layers(self.module):
+            fully_shard(layer, mesh=mesh, offload_policy=policy)
+        fully_shard(self.module, mesh=mesh, offload_policy=policy)
+        named = self.module.named_parameters()
+        self._trainable = {name: p for name, p in named if p.requires_grad}
+        self.optimizer = make_optimizer(list(self._trainable.items()))
+
+    @property
+    def trainable(self) -> Mapping[str, Parameter]:
+        """The trained parameters by name, as DTensors."""
+        return self._trainable
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient; FSDP takes the ranks' mean, and the batch's is their sum."""
+        torch.autograd.backward(loss * self.ranks.count)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return this rank's rows of the trained weights."""
+        return {name: local(parameter.detach()) for name, parameter in self._trainable.items()}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return this rank's rows of the gradients of what the step moves."""
+        return {
+            name: local(parameter.grad)
+            for name, parameter in self._trainable.items()
+            if parameter.grad is not None and name not in self.frozen
+        }
+
+    def discard_gradients(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
+
+    def freeze(self, names: frozenset[str]) -> None:
+        """Let steps move all but these; their gradients are computed, and dropped."""
+        self.frozen = names
+
+    def step(self) -> None:
+        """Let the optimizer take its step."""
+        for name in self.frozen:
+            self._trainable[name].grad = None
+        self.optimizer.step()
+        self.discard_gradients()
+
+    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.module.named_parameters():
+            yield name, parameter.detach().to(self._device).full_tensor()
+
+    def _moments(self) -> dict[str, Moments]:
+        return {
+            name: {key: local(value) for key, value in self.optimizer.state[parameter].items()}
+            for name, parameter in self._trainable.items()
+            if self.optimizer.state.get(parameter)
+        }
+
+    def _make_moments(self, moments: Mapping[str, Moments]) -> None:
+        for name, values in moments.items():
+            parameter = self._trainable[name]
+            part = local(parameter)
+            self.optimizer.state[parameter] = {
+                key: torch.zeros_like(parameter) if value.shape == part.shape else value.clone()
+                for key, value in values.items()
+            }
+
+    def _written(self) -> None:
+        """Nothing: the parameters are what is computed with."""
+
+
+def layers(module: Any) -> list[Any]:
+    """Return a model's repeated blocks: the members of its longest list of modules."""
+    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
+    return list(max(lists, key=len, default=()))

@@ -1,0 +1,88 @@
+"""The engine for one device: torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import get_total_norm
+
+from cl_mofo.engine.base import Engine, MakeOptimizer, check_same
+from cl_mofo.model import LanguageModel
+
+
+class SingleEngine(Engine):
+    """Everything whole, on one device."""
+
+    name = "torch"
+
+    def prepare(self, language_model: LanguageModel, make_optimizer: MakeOptimizer) -> None:
+        """Make the optimizer; the model is left as it is."""
+        self.module = language_model.module
+        named = self.module.named_parameters()
+        self._trainable = {name: p for name, p in named if p.requires_grad}
+        self._make_optimizer = make_optimizer
+        self.optimizer = make_optimizer(list(self._trainable.items()))
+
+    @property
+    def trainable(self) -> Mapping[str, Parameter]:
+        """The trained parameters by name."""
+        return self._trainable
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the trained weights by name."""
+        return {name: parameter.detach() for name, parameter in self._trainable.items()}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the gradients of what the step moves."""
+        return {n: p.grad for n, p in self._trainable.items() if p.grad is not None}
+
+    def take_gradients(self) -> dict[str, Tensor]:
+        """Return the gradients, which need no copy, and forget them."""
+        taken = self.gradients()
+        self.discard_gradients()
+        return taken
+
+    def discard_gradients(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
+
+    def over_shards(self, tensor: Tensor) -> Tensor:
+        """Return the tensor: there is but one part."""
+        return tensor
+
+    def norm(self) -> Tensor:
+        """Return the Euclidean norm [] of all gradients together."""
+        return get_total_norm(list(self.gradients().values()))
+
+    def step(self) -> None:
+        """Let the optimizer take its step; gradients stay until the next batch."""
+        self.optimizer.step()
+
+    def fresh_optimizer(self) -> None:
+        """Make the optimizer anew."""
+        self.optimizer = self._make_optimizer(list(self._trainable.items()))
+
+    def whole(self) -> AbstractContextManager[Any]:
+        """Give the module itself."""
+        return nullcontext(self.module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the trained weights, and the optimizer's state."""
+        return {"model": self.parameters(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned.
+
+        Raises:
+            ValueError: it is of other parameters.
+        """
+        check_same(self.parameters(), state["model"])
+        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        with torch.no_grad():
+            for name, parameter in self._trainable.items():
+                parameter.copy_(state["model"][name])
