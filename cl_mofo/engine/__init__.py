@@ -48,11 +48,10 @@ def check_engine(engine: Engine, recipe: Recipe, strategies: Sequence[Strategy])
         UserError: a strategy, or the batch, does not fit the engine or its ranks.
     """
     for strategy in strategies:
-        if "update" in strategy.phases and not engine.holds_back:
+        if "update" in strategy.phases and engine.holds_no_tensor_back is not None:
             raise UserError(
                 f"strategy {strategy.name} keeps some tensors out of a step, which "
-                f"engine.zero_stage={recipe.engine.zero_stage} cannot: ZeRO packs many tensors "
-                f"into one, with one count of steps. Give engine.kind=fsdp or engine.zero_stage=0"
+                f"{engine.holds_no_tensor_back}"
             )
     ranks, batch = engine.ranks.count, recipe.optimizer.batch_size
     if ranks > batch:

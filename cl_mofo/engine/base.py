@@ -32,8 +32,8 @@ class Engine(ABC):
 
     name: ClassVar[str]
     """What messages call it."""
-    holds_back: ClassVar[bool] = True
-    """Whether a step can leave some tensors and their moments as they are."""
+    holds_no_tensor_back: str | None = None
+    """Why a step cannot leave some tensors and their moments as they are; None if it can."""
 
     module: Any
     """The model, as forward passes go through it."""

@@ -39,7 +39,8 @@ class FSDPEngine(SpreadEngine):
         self._device = language_model.device
         mesh = init_device_mesh(language_model.device.type, (self.ranks.count,))
         offload = self.config.offload == "parameters"
-        policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+        pinned = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+        policy = pinned if offload else OffloadPolicy()
         for layer in layers(self.module):
             fully_shard(layer, mesh=mesh, offload_policy=policy)
         fully_shard(self.module, mesh=mesh, offload_policy=policy)

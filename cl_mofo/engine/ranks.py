@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -95,19 +95,20 @@ def launched() -> Ranks:
     """Return what a launcher says of this process.
 
     Raises:
-        UserError: the variables are no such numbers.
+        UserError: the variables are no such numbers, or some are missing.
     """
+    given = {key: os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    told = ", ".join(f"{key}={value}" for key, value in given.items() if value is not None)
+    fix = "A launcher such as torchrun sets them; without one, unset them all"
     try:
-        rank, count = (int(os.environ.get(key, d)) for key, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    except ValueError as error:
-        raise UserError(
-            f"RANK and WORLD_SIZE in the environment are no whole numbers: {error}"
-        ) from error
-    if not 0 <= rank < count:
-        raise UserError(
-            f"RANK={rank} and WORLD_SIZE={count} in the environment do not go together. A launcher "
-            f"such as torchrun sets them; without one, unset both"
-        )
+        rank, count, local = (int(given[key] or d) for key, d in zip(given, (0, 1, 0), strict=True))
+    except ValueError:
+        raise UserError(f"{told} in the environment: whole numbers were expected. {fix}") from None
+    if (given["RANK"] is None and count > 1) or (given["RANK"] and not given["WORLD_SIZE"]):
+        missing = "RANK" if given["RANK"] is None else "WORLD_SIZE"
+        raise UserError(f"{told} in the environment, but no {missing}. {fix}")
+    if not 0 <= rank < count or local < 0:
+        raise UserError(f"{told} in the environment do not go together. {fix}")
     return Ranks(rank, count)
 
 
@@ -120,7 +121,9 @@ def join(config: EngineConfig) -> Ranks:
     """Meet the other processes of the run; one alone, on one device, has nobody to meet.
 
     Raises:
-        UserError: there are several and the engine is for one, or they cannot be reached.
+        UserError: there are several and the engine is for one, there are more than accelerators,
+            or they do not know where to meet.
+        LostRankError: the others do not come.
     """
     ranks = launched()
     if config.kind == "torch":
@@ -130,10 +133,12 @@ def join(config: EngineConfig) -> Ranks:
                 f"processes were started. Give engine.kind=fsdp or deepspeed, or start one"
             )
         return ranks
-    device = _accelerator()
     if not dist.is_initialized():
         _meet(ranks, timedelta(minutes=config.timeout_minutes))
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    with ranks.together():
+        device = _accelerator()
+    return replace(ranks, device=device)
 
 
 def _accelerator() -> int | None:
@@ -142,44 +147,40 @@ def _accelerator() -> int | None:
         return None
     if local_rank() >= torch.cuda.device_count():
         raise UserError(
-            f"process {local_rank()} of this machine has no GPU: there are "
+            f"process {local_rank()} of its machine, counted from 0, has no GPU: there are "
             f"{torch.cuda.device_count()}. Start one process for each GPU"
         )
     torch.cuda.set_device(local_rank())
     return local_rank()
 
 
-def leave() -> None:
-    """Part from the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def _meet(ranks: Ranks, timeout: timedelta) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    try:
-        if ranks.count == 1:
-            store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-        else:
-            dist.init_process_group(backend, timeout=timeout)
-    except (RuntimeError, ValueError) as error:
-        port = os.environ.get("MASTER_PORT", "?")
-        if "in use" in str(error) or "EADDRINUSE" in str(error):
-            advice = (
-                f"port {port} is in use by another program or run; give another (torchrun "
-                f"--master-port 29511, deepspeed --master_port 29511)"
-            )
-        elif "environment variable" in str(error):
-            advice = "start the processes with torchrun or deepspeed, which say where to meet"
-        else:
-            advice = (
-                f"is {os.environ.get('MASTER_ADDR', '?')}:{port} reachable from every machine, and "
-                f"did all {ranks.count} processes start?"
-            )
-        reason = next(iter(str(error).splitlines()), repr(error))
+    if ranks.count == 1:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    cannot = f"the {ranks.count} processes of the run cannot meet"
+    if not address or not port or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(
-            f"the {ranks.count} processes of the run cannot meet: {advice} ({reason})"
+            f"{cannot}: MASTER_ADDR={address or ''} and MASTER_PORT={port or ''} in the "
+            f"environment should say where. Start the processes with torchrun or deepspeed, which "
+            f"set them"
+        )
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        if "in use" in str(error) or "EADDRINUSE" in str(error):
+            raise UserError(
+                f"{cannot}: port {port} is in use by another program or run; give another "
+                f"(torchrun --master-port 29511, deepspeed --master_port 29511)"
+            ) from error
+        reason = next(iter(str(error).splitlines()), repr(error))
+        raise LostRankError(
+            f"{cannot}: is {address}:{port} reachable from every machine, and did all "
+            f"{ranks.count} processes start? (waited engine.timeout_minutes="
+            f"{timeout.total_seconds() / 60:g}; {reason})"
         ) from error
 
 
@@ -202,9 +203,16 @@ def watching() -> Iterator[None]:
         raise
 
 
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out waiting",
+    "timeout caused pair closure",
+)
+"""How gloo says that another process is gone, or does not answer in time."""
+
+
 def _is_lost(error: RuntimeError) -> bool:
-    told = str(error)
-    return isinstance(error, dist.DistError) or any(
-        sign in told
-        for sign in ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
-    )
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in LOST)

@@ -35,6 +35,11 @@ class DeepSpeedEngine(SpreadEngine):
         super().__init__(ranks)
         self.config = config
         self.stage = config.zero_stage
+        if self.stage:
+            self.holds_no_tensor_back = (
+                f"engine.zero_stage={self.stage} cannot: ZeRO packs many tensors into one, with "
+                f"one count of steps. Give engine.zero_stage=0 or engine.kind=fsdp"
+            )
 
     def prepare(self, language_model: LanguageModel, make_optimizer: MakeOptimizer) -> None:
         """Hand model and optimizer to DeepSpeed, and tell the optimizer what it is given."""
@@ -62,11 +67,6 @@ class DeepSpeedEngine(SpreadEngine):
     def trainable(self) -> Mapping[str, Parameter]:
         """The trained parameters by name; at stage 3 they are empty between passes."""
         return self._trainable
-
-    @property
-    def holds_back(self) -> bool:  # type: ignore[override]
-        """Whether a step can leave tensors as they are: not where they are packed into one."""
-        return self.stage == 0
 
     def forward(self, **inputs: Any) -> Any:
         """Run the model, for a backward pass to follow."""
@@ -103,8 +103,8 @@ class DeepSpeedEngine(SpreadEngine):
         )
 
     def freeze(self, names: frozenset[str]) -> None:
-        """Let steps move all but these, where the stage can (`holds_back`)."""
-        if self.holds_back:
+        """Let steps move all but these, where the stage can (`holds_no_tensor_back`)."""
+        if self.holds_no_tensor_back is None:
             super().freeze(names)
 
     def step(self) -> None:

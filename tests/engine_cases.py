@@ -1,0 +1,377 @@
+"""What the engines' tests do on every rank: each function is one start of processes for many cases.
+
+Every rank also does what one process alone would do, and compares.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from typing import Any
+
+import torch
+
+from cl_mofo import mini
+from cl_mofo.checkpoint import load_state, save_state
+from cl_mofo.compat import repair_torchvision
+from cl_mofo.config import EngineConfig, ModelConfig
+from cl_mofo.data import make_benchmark
+from cl_mofo.data.plan import plan_tasks
+from cl_mofo.discovery import registry
+from cl_mofo.engine import SingleEngine, make_engine
+from cl_mofo.engine.ranks import Ranks, join
+from cl_mofo.errors import UserError
+from cl_mofo.loop import Loop
+from cl_mofo.model import LanguageModel, load_model, load_tokenizer
+from cl_mofo.observer import Observer
+from cl_mofo.optim import MoFO
+from cl_mofo.optim.selection import count
+from cl_mofo.recipes import override
+from cl_mofo.resolve import resolve, strategies_of
+from cl_mofo.steplog import StepLog
+from tests.strategy_rows import ROWS
+
+repair_torchvision()
+
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+ENGINES = {
+    "ZeRO-0": EngineConfig(kind="deepspeed", zero_stage=0),
+    "ZeRO-1": EngineConfig(kind="deepspeed", zero_stage=1),
+    "ZeRO-2": EngineConfig(kind="deepspeed", zero_stage=2),
+    "ZeRO-3": EngineConfig(kind="deepspeed", zero_stage=3),
+    "FSDP2": EngineConfig(kind="fsdp"),
+}
+OFFLOADED = {
+    "ZeRO-2 offload": EngineConfig(kind="deepspeed", zero_stage=2, offload="optimizer"),
+    "ZeRO-3 offload": EngineConfig(kind="deepspeed", zero_stage=3, offload="parameters"),
+    "FSDP2 offload": EngineConfig(kind="fsdp", offload="parameters"),
+}
+FRACTIONS = (0.05, 0.2, 1.0)
+STEPS = 20
+
+
+class ScaledLlama(LlamaForCausalLM):
+    """A small Llama with a parameter of one entry, fewer than there are ranks."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * self.scale
+        return output
+
+
+def small(kind: type[LlamaForCausalLM] = LlamaForCausalLM, **shape: Any) -> LanguageModel:
+    """A small Llama, of whose tensors three ranks have uneven parts."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 1280, "hidden_size": 40, "intermediate_size": 50} | shape
+    config = LlamaConfig(
+        **sizes, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, eos_token_id=0
+    )
+    tokenizer = load_tokenizer(ModelConfig(path="tiny"))
+    return LanguageModel(kind(config), tokenizer, torch.device("cpu"), torch.float32)
+
+
+def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
+    with engine.whole() as module:
+        return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+# Identical gradients.
+
+
+def mofo(named: Any, fraction: float, **options: float) -> MoFO:
+    """Filter two groups, as weight decay makes them: what ZeRO packs by group it packs twice."""
+    vectors = [(n, p) for n, p in named if "norm" in n or n == "scale"]
+    matrices = [(n, p) for n, p in named if "norm" not in n and n != "scale"]
+    groups = [{"params": matrices}, {"params": vectors}]
+    return MoFO(groups, update_fraction=fraction, **options)
+
+
+def gradient(shapes: dict[str, torch.Size], step: int) -> dict[str, torch.Tensor]:
+    """Few distinct values, and now and then none but zero: most momenta are tied."""
+    generator = torch.Generator().manual_seed(step)
+    coarse = step % 3 != 2
+    return {
+        name: torch.randint(-2, 3, shape, generator=generator).float() * (step % 7 != 3)
+        if coarse
+        else torch.randn(shape, generator=generator)
+        for name, shape in shapes.items()
+    }
+
+
+def exact(folder: Any) -> dict[str, Any]:
+    """Compare MoFO with one process: on given gradients, and on a model's own."""
+    ranks = join(ENGINES["FSDP2"])
+    return {"fed": fed(ranks), "end_to_end": end_to_end(ranks)}
+
+
+def complete(folder: Any) -> dict[str, Any]:
+    """Compare every strategy with one process, and a run that was stopped with one that was not."""
+    ranks = join(ENGINES["FSDP2"])
+    return {"strategies": strategies(ranks), "state": state(ranks, folder)}
+
+
+def fed(ranks: Ranks) -> list[Any]:
+    """Let engines step on gradients that are put into them; compare with one process bit by bit."""
+    results = []
+    for (name, config), fraction in itertools.product((ENGINES | OFFLOADED).items(), FRACTIONS):
+        if name in OFFLOADED and fraction != FRACTIONS[0]:
+            continue
+        model = small(ScaledLlama, vocab_size=61)
+        shapes = {n: p.shape for n, p in model.module.named_parameters()}
+        # The decay moves every selected entry visibly, whatever its momentum.
+        optimizer = functools.partial(mofo, fraction=fraction, lr=0.01, weight_decay=0.5)
+        alone = SingleEngine()
+        alone.prepare(
+            LanguageModel(copy.deepcopy(model.module), None, model.device, model.compute_dtype),
+            optimizer,
+        )
+        engine = make_engine(config, ranks)
+        engine.prepare(model, optimizer)
+        sizes = ranks.gather({n: part.numel() for n, part in engine.parameters().items()})
+        before = whole_weights(alone)
+        differing = selected = tied = 0
+        furthest = 0.0
+        for step in range(STEPS):
+            given = gradient(shapes, step)
+            for each in (alone, engine):
+                each.discard_gradients()
+                each.micro_batch(last=True)
+                ids = torch.arange(6)[None] + step + ranks.rank
+                each.backward(each.forward(input_ids=ids).logits.square().mean())
+            for n, parameter in alone.trainable.items():
+                parameter.grad.copy_(given[n])
+            for n, part in engine.gradients().items():
+                if part.shape == shapes[n]:
+                    part.copy_(given[n])
+                    continue
+                first = sum(rank[n] for rank in sizes[: ranks.rank])
+                part.copy_(given[n].flatten()[first : first + part.numel()].view(part.shape))
+            alone.step()
+            engine.step()
+            ours, theirs = whole_weights(engine), whole_weights(alone)
+            for n in shapes:
+                mine, right = ours[n] != before[n], theirs[n] != before[n]
+                differing += int((mine != right).sum())
+                selected += int(right.sum())
+                assert int(right.sum()) == count(fraction, right.numel())
+                moment = alone.optimizer.state[alone.trainable[n]]["exp_avg"].abs()
+                tied += int(moment.numel() - moment.unique().numel())
+                furthest = max(furthest, float((ours[n] - theirs[n]).abs().max()))
+            before = theirs
+        results.append(
+            {
+                "engine": name,
+                "fraction": fraction,
+                "selected": selected,
+                "differing": differing,
+                "tied": tied,
+                "furthest": furthest,
+            }
+        )
+        engine.close()
+    return results
+
+
+# End to end.
+
+BASE = {
+    "model": {"path": "tiny"},
+    "data": {"suite": "trace-mini"},
+    "tasks": {"epochs": 1, "prompt_tokens": 96, "answer_tokens": 48},
+    "optimizer": {"batch_size": 4, "lr": 1e-3},
+    "training": {"micro_batch_size": 2},
+}
+
+
+def build(model: LanguageModel, engine: Any, assignments: Any) -> tuple[Loop, StepLog]:
+    recipe = resolve(override(BASE, assignments))
+    torch.manual_seed(recipe.seed)
+    log = StepLog(Observer())
+    loop = Loop(
+        language_model=model,
+        plans=plan_tasks(recipe, registry()),
+        recipe=recipe,
+        strategies=strategies_of(recipe, registry()),
+        engine=engine,
+        plugins=[log],
+    )
+    return loop, log
+
+
+def stream(tasks: Any, rows: int) -> Any:
+    records = mini.records()
+    few = {task: {s: r[:rows] for s, r in records[task].items()} for task in tasks}
+    return list(make_benchmark(few).train_stream)
+
+
+class Trace:
+    """Momenta and weights after every step."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.weights = [whole_weights(loop.engine)]
+        self.moments: list[dict[str, torch.Tensor]] = []
+        step = loop.engine.step
+
+        def noted() -> None:
+            step()
+            self.weights.append(whole_weights(loop.engine))
+            if isinstance(loop.engine, SingleEngine):
+                state = loop.optimizer.state
+                self.moments.append(
+                    {n: state[p]["exp_avg"].abs() for n, p in loop.trainable.items()}
+                )
+
+        loop.engine.step = noted  # type: ignore[method-assign]
+
+
+def end_to_end(ranks: Ranks) -> list[Any]:
+    """Train on the same global batches as one process does."""
+    results = []
+    for fraction in FRACTIONS:
+        settings = [
+            "strategy=mofo",
+            f"mofo.update_fraction={fraction}",
+            "tasks.only=[FOMC]",
+            "tasks.epochs=2",
+            "optimizer.batch_size=8",
+            # As in the paper; the decay makes every selected entry move.
+            "optimizer.lr=1e-5",
+            "optimizer.weight_decay=0.5",
+            "optimizer.schedule=constant",
+        ]
+        traces = {}
+        for name, config in {"alone": None, **ENGINES}.items():
+            engine = SingleEngine() if config is None else make_engine(config, ranks)
+            loop, _ = build(small(), engine, settings)
+            traces[name] = Trace(loop)
+            for experience in stream(["FOMC"], 8 * STEPS // 2):
+                loop.train(experience, eval_streams=[])
+            engine.close()
+        alone = traces.pop("alone")
+        for name, trace in traces.items():
+            results.append({"engine": name, "fraction": fraction} | compare(alone, trace, fraction))
+    return results
+
+
+def compare(alone: Trace, trace: Trace, fraction: float) -> dict[str, Any]:
+    assert len(alone.weights) == len(trace.weights) == STEPS + 1
+    differing = selected = 0
+    furthest = 0.0
+    for step, moments in enumerate(alone.moments):
+        for name, moment in moments.items():
+            if moment.dim() < 2 or fraction == 1:
+                continue  # nothing is selected: norms are not filtered
+            masks = [w[step + 1][name] != w[step][name] for w in (alone.weights, trace.weights)]
+            selected += int(masks[0].sum())
+            threshold = moment.flatten().topk(count(fraction, moment.numel())).values[-1]
+            other = moment[masks[0] != masks[1]]
+            differing += len(other)
+            if len(other):
+                furthest = max(furthest, float((other / threshold - 1).abs().max()))
+    return {
+        "selected": selected,
+        "differing": differing,
+        "furthest": furthest,
+        "error": apart(trace.weights[-1], alone.weights[-1]),
+    }
+
+
+def apart(ours: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    """Return the norm of the difference of all weights together, over the norm of the right."""
+    assert ours.keys() == right.keys()
+    a, b = (torch.cat([w[n].flatten() for n in right]).double() for w in (ours, right))
+    return float((a - b).norm() / b.norm())
+
+
+# Every strategy on every engine.
+
+TASKS = ("FOMC", "NumGLUE-cm")
+
+
+def combinations() -> list[str]:
+    return [*sorted(ROWS), *(f"{n}+mofo" for n in sorted(ROWS) if n not in ("mofo", "sequential"))]
+
+
+def settings_of(combination: str) -> list[str]:
+    settings = {k: v for name in combination.split("+") for k, v in ROWS[name].settings.items()}
+    settings |= {"lora.dropout": 0.0} if "lora" in combination else {}  # each rank draws its own
+    return [
+        f"strategy={combination}",
+        "tasks.only=[FOMC, NumGLUE-cm]",
+        *(f"{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def model_for(combination: str) -> LanguageModel:
+    """The embedded model for those that act where tasks disagree, which a random one's do not."""
+    if "gem" in combination:
+        return load_model(ModelConfig(path="tiny", device="cpu"))
+    return small()
+
+
+def trained(combination: str, engine: Any) -> tuple[Loop, StepLog]:
+    loop, log = build(model_for(combination), engine, settings_of(combination))
+    for experience in stream(TASKS, 8):
+        loop.train(experience, eval_streams=[])
+        with loop.evaluating():
+            pass
+    return loop, log
+
+
+def strategies(ranks: Ranks) -> list[Any]:
+    """Train two tasks with every strategy on every engine, and as one process does."""
+    results = []
+    for combination in combinations():
+        alone, plain = trained(combination, SingleEngine())
+        start = {n: p.detach() for n, p in model_for(combination).module.named_parameters()}
+        right = alone.weights(alone.model)
+        for name, config in ENGINES.items():
+            engine = make_engine(config, ranks)
+            result: dict[str, Any] = {"engine": name, "strategy": combination}
+            try:
+                loop, log = trained(combination, engine)
+            except UserError as error:
+                results.append(result | {"refused": str(error)})
+                continue
+            with engine.whole() as module:
+                error = apart(loop.weights(module), right)
+            rows = [
+                [{k: v for k, v in row.items() if k != "seconds"} for row in each.rows]
+                for each in (log, plain)
+            ]
+            results.append(result | {"error": error, "moved": apart(right, start), "rows": rows})
+            engine.close()
+    return results
+
+
+# What a rank saves.
+
+
+def state(ranks: Ranks, folder: Any) -> list[Any]:
+    """Save after a task, go on in a fresh loop, and end as without the stop, bit by bit."""
+    results = []
+    cases = itertools.product((ENGINES | OFFLOADED).items(), ("ewc+mofo", "sequential"))
+    for (name, config), combination in cases:
+        loop, _ = build(small(), make_engine(config, ranks), settings_of(combination))
+        first, second = stream(TASKS, 8)
+        loop.train(first, eval_streams=[])
+        kept = folder / f"{name}-{combination}-{ranks.rank}"
+        save_state(kept, loop.state_dict())
+        loop.train(second, eval_streams=[])
+        right = whole_weights(loop.engine)
+        loop.engine.close()
+        again, _ = build(small(), make_engine(config, ranks), settings_of(combination))
+        again.load_state_dict(load_state(kept))
+        again.train(second, eval_streams=[])
+        ours = whole_weights(again.engine)
+        same = all(torch.equal(ours[n], right[n]) for n in right)
+        results.append({"engine": name, "strategy": combination, "same": same})
+        again.engine.close()
+    return results

@@ -1,0 +1,126 @@
+"""DeepSpeed and FSDP2 on two and three ranks: the same selection, the same training.
+
+What the ranks do is in `engine_cases.py`; here it is judged. `UPDATE_DOCS=1` writes the table of
+engines and strategies into docs/scale.md, which must hold what the ranks found.
+"""
+
+import os
+
+import pytest
+
+from cl_mofo.config import Recipe
+from cl_mofo.engine import check_engine, make_engine
+from cl_mofo.engine.ranks import Ranks
+from cl_mofo.errors import UserError
+from tests.engine_cases import ENGINES, FRACTIONS, OFFLOADED, STEPS, combinations
+from tests.ranks import ROOT, on_ranks
+
+SCALE = ROOT / "docs" / "scale.md"
+BEGIN, END = (f"<!-- engines x strategies: {place} -->" for place in ("begin", "end"))
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def exact(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exact")
+    return on_ranks("tests.engine_cases:exact", request.param, folder, seconds=600)
+
+
+def test_given_gradients_move_the_same_entries_to_the_same_bits(exact):
+    for rank in exact:
+        found = {(row["engine"], row["fraction"]): row for row in rank["fed"]}
+        wanted = {(engine, fraction) for engine in ENGINES for fraction in FRACTIONS}
+        assert found.keys() == wanted | {(engine, FRACTIONS[0]) for engine in OFFLOADED}
+        for row in found.values():
+            assert row["differing"] == 0
+            assert row["furthest"] == 0.0
+            assert row["selected"] > 1000 * STEPS
+            assert row["tied"] > 1000 * STEPS
+
+
+def test_the_same_global_batches_train_the_same_model(exact):
+    found = {(row["engine"], row["fraction"]): row for row in exact[0]["end_to_end"]}
+    assert found.keys() == {(engine, fraction) for engine in ENGINES for fraction in FRACTIONS}
+    for row in found.values():
+        assert row["error"] < 1e-5
+        assert row["furthest"] < 1e-5  # of those that differ, the distance to the threshold
+        assert row["differing"] <= 1e-4 * row["selected"]
+        assert (row["selected"] > 1000 * STEPS) == (row["fraction"] < 1)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("complete")
+    return on_ranks("tests.engine_cases:complete", 2, folder, seconds=900)
+
+
+def test_every_strategy_trains_as_on_one_device_or_is_refused(complete):
+    found = {(row["strategy"], row["engine"]): row for row in complete[0]["strategies"]}
+    assert found.keys() == {(s, engine) for s in combinations() for engine in ENGINES}
+    for (strategy, _), row in found.items():
+        if "refused" in row:
+            assert strategy.split("+")[0] in row["refused"]
+            continue
+        assert row["error"] < 1e-5 < 1e-3 < row["moved"]
+        ours, alone = row["rows"]
+        for mine, right in zip(ours, alone, strict=True):
+            assert mine == pytest.approx(right, rel=1e-3, abs=1e-6)
+        if "gem" in strategy:
+            violated = [r.get("gem.violated", r.get("agem.projected", 0)) for r in alone]
+            assert any(violated)
+
+
+def table(rows):
+    found = {(row["strategy"], row["engine"]): row.get("refused") for row in rows}
+    reasons = list(dict.fromkeys(reason for reason in found.values() if reason))
+    cells = {
+        key: "works" if reason is None else f"refused ({reasons.index(reason) + 1})"
+        for key, reason in found.items()
+    }
+    lines = [
+        f"| strategy | one device | {' | '.join(ENGINES)} |",
+        f"| --- | --- |{' --- |' * len(ENGINES)}",
+        *(
+            f"| {strategy} | works | {' | '.join(cells[strategy, e] for e in ENGINES)} |"
+            for strategy in combinations()
+        ),
+        "",
+        *(f"{number}. {reason}" for number, reason in enumerate(reasons, 1)),
+    ]
+    return "\n".join(lines)
+
+
+def test_the_documented_table_is_what_the_ranks_found(complete):
+    text = SCALE.read_text("utf-8")
+    before, _, rest = text.partition(f"{BEGIN}\n")
+    documented, _, after = rest.partition(f"\n{END}")
+    found = table(complete[0]["strategies"])
+    if os.environ.get("UPDATE_DOCS"):
+        SCALE.write_text(f"{before}{BEGIN}\n{found}\n{END}{after}", "utf-8")
+    else:
+        assert documented == found
+
+
+def test_a_rank_goes_on_from_what_it_saved_to_the_bit(complete):
+    for rank in complete:
+        assert len(rank["state"]) == 2 * len(ENGINES | OFFLOADED)
+        assert all(row["same"] for row in rank["state"])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings", "told"),
+    [
+        (5, {"optimizer": {"batch_size": 4}}, "5 processes share optimizer.batch_size=4"),
+        (
+            3,
+            {
+                "optimizer": {"batch_size": 8},
+                "training": {"loss": "micro_batches", "micro_batch_size": 4},
+            },
+            "3 processes share 2 micro-batches",
+        ),
+    ],
+)
+def test_more_ranks_than_the_batch_has_parts_are_refused(ranks, settings, told):
+    recipe = Recipe.model_validate({"engine": {"kind": "fsdp"}, **settings})
+    with pytest.raises(UserError, match=told):
+        check_engine(make_engine(recipe.engine, Ranks(0, ranks)), recipe, [])
