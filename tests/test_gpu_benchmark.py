@@ -1,0 +1,71 @@
+"""`benchmarks/gpu/run.sh` on a tiny model and the CPU: the code that a GPU will run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu" / "run.sh"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    own = {
+        "RESULTS": str(folder),
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    absent = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "WHEELS")
+    done = subprocess.run(
+        ["bash", str(SCRIPT), "--size", "tiny", "--device", "cpu"],
+        env={k: v for k, v in os.environ.items() if k not in absent} | own,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def test_every_stage_says_when_and_where_it_ran(results):
+    assert set(results) == {"engines", "selection"}
+    for found in results.values():
+        assert found["date"]
+        assert found["hardware"]["cpu"]
+        assert {"python", "torch", "transformers", "deepspeed"} <= found["versions"].keys()
+
+
+def test_the_selections_are_compared_and_agree(results):
+    rows = results["selection"]["values"] + results["selection"]["steps"]
+    assert len(rows) > 100
+    assert sum(row["selected"] for row in rows) > 100_000
+    assert results["selection"]["mismatches"] == sum(row["mismatches"] for row in rows) == 0
+
+
+def test_each_engine_is_timed_with_both_optimizers(results):
+    rows = results["engines"]["rows"]
+    assert {(row["engine"], row["optimizer"]) for row in rows} == {
+        (engine, optimizer)
+        for engine in ("torch", "zero2", "fsdp")
+        for optimizer in ("AdamW", "MoFO(0.05)")
+    }
+    for row in rows:
+        # 8 examples of 32 tokens in a step.
+        assert row["tokens_per_second"] == pytest.approx(256_000 / row["step_ms"], rel=0.01)
+        assert 0 < row["update_ms"] < row["step_ms"]
+    assert set(results["engines"]["mofo_over_adamw"]) == {"torch", "zero2", "fsdp"}
+
+
+def test_what_is_held_is_what_docs_scale_says_of_one_rank(results):
+    # Weights 4 and two moments 8; ZeRO keeps 4 more, of its own; gradients are 4.
+    expected = {"torch": 12, "zero2": 16, "fsdp": 12}
+    for row in results["engines"]["rows"]:
+        held = row["bytes_per_parameter"]
+        resting = expected[row["engine"]]
+        assert held["between steps"]["cpu"] == pytest.approx(resting, abs=0.1)
+        assert held["before the update"]["cpu"] == pytest.approx(resting + 4, abs=0.1)
