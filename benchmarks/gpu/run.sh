@@ -20,7 +20,7 @@ here=$PWD/benchmarks/gpu
 python=${PYTHON:-$default}
 wheels=${WHEELS:-wheels}
 export RESULTS=${RESULTS:-${OUT:-gpu-results}}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} TOKENIZERS_PARALLELISM=false
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} TOKENIZERS_PARALLELISM=false PIP_ROOT_USER_ACTION=ignore
 mkdir -p "$RESULTS" || exit 1
 
 if [[ -d $wheels ]]; then

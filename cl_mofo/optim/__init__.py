@@ -1,11 +1,11 @@
 """MoFO, usable alone in any training script: it knows tensors and nothing else of this package.
 
 - `selection.py`: which entries of a tensor move
+- `sharded.py`: the same for tensors that are spread over ranks
+- `shards.py`: what of such tensors a parameter holds
 - `adamw.py`: how an entry moves
 - `nonfinite.py`: whether a step may be taken at all
 - `options.py`: what a parameter group may say
-- `sharded.py`: the same for tensors that are spread over ranks
-- `shards.py`: what of such tensors a parameter holds
 - `step.py`: one tensor's step: the first two together
 - `mofo.py`: the optimizer: all of these, for every tensor of every group
 - `groups.py`: the parameter groups of the authors' runs
