@@ -16,7 +16,7 @@ repair_torchvision()
 from avalanche.core import SupervisedPlugin  # noqa: E402
 
 
-class StepLog(SupervisedPlugin):
+class StepLog(SupervisedPlugin, supports_distributed=True):
     """Keep rows of step figures.
 
     Each row: task, stage (of the task), epoch (from 0), step (of the task, from 1), global_step,
@@ -24,8 +24,6 @@ class StepLog(SupervisedPlugin):
     learned), tokens (all that are no padding), positions (computed, padding included), seconds,
     and what strategies put into `Loop.figures`.
     """
-
-    supports_distributed = True
 
     def __init__(self, observer: Observer) -> None:
         super().__init__()

@@ -21,11 +21,12 @@ from cl_mofo.data.plan import plan_tasks
 from cl_mofo.discovery import registry
 from cl_mofo.engine import SingleEngine, make_engine
 from cl_mofo.engine.ranks import Ranks, join
-from cl_mofo.errors import UserError
+from cl_mofo.errors import TrainingError, UserError
+from cl_mofo.experiment import run
 from cl_mofo.loop import Loop
 from cl_mofo.model import LanguageModel, load_model, load_tokenizer
 from cl_mofo.observer import Observer
-from cl_mofo.optim import MoFO
+from cl_mofo.optim import MoFO, NonFiniteGradientError
 from cl_mofo.optim.selection import count
 from cl_mofo.recipes import override
 from cl_mofo.resolve import resolve, strategies_of
@@ -34,6 +35,7 @@ from tests.strategy_rows import ROWS
 
 repair_torchvision()
 
+from avalanche.core import SupervisedPlugin  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 ENGINES = {
@@ -107,7 +109,12 @@ def gradient(shapes: dict[str, torch.Size], step: int) -> dict[str, torch.Tensor
 def exact(folder: Any) -> dict[str, Any]:
     """Compare MoFO with one process: on given gradients, and on a model's own."""
     ranks = join(ENGINES["FSDP2"])
-    return {"fed": fed(ranks), "end_to_end": end_to_end(ranks)}
+    return {
+        "fed": fed(ranks),
+        "end_to_end": end_to_end(ranks),
+        "not_finite": not_finite(ranks),
+        "diverged": diverged(ranks),
+    }
 
 
 def complete(folder: Any) -> dict[str, Any]:
@@ -176,6 +183,39 @@ def fed(ranks: Ranks) -> list[Any]:
         )
         engine.close()
     return results
+
+
+def not_finite(ranks: Ranks) -> dict[str, Any]:
+    """Step on a gradient of which one entry, on one rank, is not finite."""
+    model = small()
+    name = "model.layers.1.mlp.down_proj.weight"
+    engine = make_engine(ENGINES["FSDP2"], ranks)
+    engine.prepare(model, functools.partial(mofo, fraction=0.05, lr=0.01))
+    before = whole_weights(engine)
+    engine.backward(engine.forward(input_ids=torch.arange(6)[None]).logits.square().mean())
+    if ranks.first:
+        engine.gradients()[name][0, 0] = float("nan")
+    try:
+        engine.step()
+    except NonFiniteGradientError as error:
+        after = whole_weights(engine)
+        same = all(torch.equal(after[n], before[n]) for n in before)
+        return {"names": error.names, "same": same}
+    return {}
+
+
+def diverged(ranks: Ranks) -> dict[str, str]:
+    """Train at a learning rate that no model survives."""
+    told = {}
+    for name, config in ENGINES.items():
+        settings = ["strategy=mofo", "tasks.only=[FOMC]", "optimizer.lr=1e30"]
+        loop, _ = build(small(), make_engine(config, ranks), settings)
+        try:
+            loop.train(stream(["FOMC"], 8)[0], eval_streams=[])
+        except TrainingError as error:
+            told[name] = str(error)
+        loop.engine.close()
+    return told
 
 
 # End to end.
@@ -302,6 +342,7 @@ def combinations() -> list[str]:
 def settings_of(combination: str) -> list[str]:
     settings = {k: v for name in combination.split("+") for k, v in ROWS[name].settings.items()}
     settings |= {"lora.dropout": 0.0} if "lora" in combination else {}  # each rank draws its own
+    settings |= {"ewc.labels": "model"} if combination == "ewc" else {}  # which needs a pass more
     return [
         f"strategy={combination}",
         "tasks.only=[FOMC, NumGLUE-cm]",
@@ -354,24 +395,70 @@ def strategies(ranks: Ranks) -> list[Any]:
 # What a rank saves.
 
 
+class Keep(SupervisedPlugin, supports_distributed=True):
+    """Save what each rank has in the middle of the second task."""
+
+    def __init__(self, folder: Any) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def after_training_iteration(self, strategy: Loop, **kwargs: Any) -> None:
+        if strategy.global_step == 3:
+            save_state(self.folder, strategy.state_dict())
+
+
 def state(ranks: Ranks, folder: Any) -> list[Any]:
-    """Save after a task, go on in a fresh loop, and end as without the stop, bit by bit."""
+    """Save within a task, go on in a fresh loop, and end as without the stop, bit by bit."""
     results = []
     cases = itertools.product((ENGINES | OFFLOADED).items(), ("ewc+mofo", "sequential"))
     for (name, config), combination in cases:
         loop, _ = build(small(), make_engine(config, ranks), settings_of(combination))
         first, second = stream(TASKS, 8)
-        loop.train(first, eval_streams=[])
         kept = folder / f"{name}-{combination}-{ranks.rank}"
-        save_state(kept, loop.state_dict())
+        loop.plugins.append(Keep(kept))
+        loop.train(first, eval_streams=[])
         loop.train(second, eval_streams=[])
         right = whole_weights(loop.engine)
         loop.engine.close()
         again, _ = build(small(), make_engine(config, ranks), settings_of(combination))
         again.load_state_dict(load_state(kept))
+        assert (again.step, again.total_steps) == (1, 0)  # of two, which it learns of next
         again.train(second, eval_streams=[])
         ours = whole_weights(again.engine)
         same = all(torch.equal(ours[n], right[n]) for n in right)
         results.append({"engine": name, "strategy": combination, "same": same})
         again.engine.close()
+    return results
+
+
+# Whole runs.
+
+RUNS = {
+    "mofo": "ZeRO-2",
+    "ewc+mofo": "FSDP2",
+    "gem+mofo": "ZeRO-3",
+    "replay+mofo": "ZeRO-1",
+    "lora+mofo": "FSDP2",
+}
+
+
+def run_both_tasks(strategy: str, engine: EngineConfig, out: Any) -> dict[str, Any]:
+    """Learn two tasks of the embedded suite, from the recipe to the run folder."""
+    recipe = {
+        "strategy": strategy,
+        "tasks": {"only": list(TASKS), "epochs": 2},
+        "data": {"train_limit": 64, "test_limit": 24},
+        "engine": engine.model_dump(),
+        "lora": {"dropout": 0.0},
+        "evaluation": {"initial": True},
+    }
+    return run(recipe, out=out)
+
+
+def runs(folder: Any) -> list[Any]:
+    """Make whole runs, each on an engine of its own; the run folders say how they went."""
+    results = []
+    for strategy, engine in RUNS.items():
+        found = run_both_tasks(strategy, ENGINES[engine], folder / "runs" / strategy)
+        results.append({key: found[key] for key in ("scores", "folder")})
     return results

@@ -4,15 +4,30 @@ What the ranks do is in `engine_cases.py`; here it is judged. `UPDATE_DOCS=1` wr
 engines and strategies into docs/scale.md, which must hold what the ranks found.
 """
 
+import json
 import os
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
-from cl_mofo.config import Recipe
+from cl_mofo.config import EngineConfig, Recipe
 from cl_mofo.engine import check_engine, make_engine
+from cl_mofo.engine.internals import ZeRO3, ZeRO12
 from cl_mofo.engine.ranks import Ranks
 from cl_mofo.errors import UserError
-from tests.engine_cases import ENGINES, FRACTIONS, OFFLOADED, STEPS, combinations
+from cl_mofo.optim.shards import shards_of
+from tests.engine_cases import (
+    ENGINES,
+    FRACTIONS,
+    OFFLOADED,
+    RUNS,
+    STEPS,
+    combinations,
+    run_both_tasks,
+)
 from tests.ranks import ROOT, on_ranks
 
 SCALE = ROOT / "docs" / "scale.md"
@@ -47,6 +62,17 @@ def test_the_same_global_batches_train_the_same_model(exact):
         assert (row["selected"] > 1000 * STEPS) == (row["fraction"] < 1)
 
 
+def test_what_one_rank_finds_not_finite_stops_all(exact):
+    for rank in exact:
+        names = ["model.layers.1.mlp.down_proj.weight"]
+        assert rank["not_finite"] == {"names": names, "same": True}
+        assert rank["diverged"].keys() == ENGINES.keys()
+        assert rank["diverged"] == exact[0]["diverged"]
+        for told in rank["diverged"].values():
+            assert "not finite" in told
+            assert "Lower optimizer.lr" in told
+
+
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory):
     folder = tmp_path_factory.mktemp("complete")
@@ -62,8 +88,7 @@ def test_every_strategy_trains_as_on_one_device_or_is_refused(complete):
             continue
         assert row["error"] < 1e-5 < 1e-3 < row["moved"]
         ours, alone = row["rows"]
-        for mine, right in zip(ours, alone, strict=True):
-            assert mine == pytest.approx(right, rel=1e-3, abs=1e-6)
+        pd.testing.assert_frame_equal(pd.DataFrame(ours), pd.DataFrame(alone), rtol=1e-3, atol=1e-6)
         if "gem" in strategy:
             violated = [r.get("gem.violated", r.get("agem.projected", 0)) for r in alone]
             assert any(violated)
@@ -106,6 +131,37 @@ def test_a_rank_goes_on_from_what_it_saved_to_the_bit(complete):
         assert all(row["same"] for row in rank["state"])
 
 
+@pytest.mark.parametrize("internals", [ZeRO12, ZeRO3])
+def test_another_deepspeed_is_refused_by_its_release(internals):
+    class Other:
+        """Has all that is asked for, and none of it as it was."""
+
+        def __getattr__(self, name):
+            return [[object()]]
+
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    for zero in (SimpleNamespace(), Other()):
+        engine = SimpleNamespace(optimizer=zero)
+        with pytest.raises(
+            UserError, match=r"DeepSpeed [\d.]+ keeps .*Install deepspeed 0\.19\.\*"
+        ):
+            internals(engine, {"weight": parameter}, {"weight": 2})
+
+
+def test_a_tensor_spread_along_another_dimension_is_refused():
+    from torch.distributed.tensor import Shard
+
+    class Spread(torch.nn.Parameter):
+        placements = (Shard(1),)
+        device_mesh = None
+
+        def to_local(self):
+            return self.detach()
+
+    with pytest.raises(ValueError, match=r"weight is a DTensor placed .*Shard"):
+        shards_of("weight", Spread(torch.zeros(2, 2)))
+
+
 @pytest.mark.parametrize(
     ("ranks", "settings", "told"),
     [
@@ -124,3 +180,41 @@ def test_more_ranks_than_the_batch_has_parts_are_refused(ranks, settings, told):
     recipe = Recipe.model_validate({"engine": {"kind": "fsdp"}, **settings})
     with pytest.raises(UserError, match=told):
         check_engine(make_engine(recipe.engine, Ranks(0, ranks)), recipe, [])
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Whole runs by two ranks, and by this process alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    told = on_ranks("tests.engine_cases:runs", 2, folder, seconds=900)
+    for strategy in RUNS:
+        run_both_tasks(strategy, EngineConfig(), folder / "alone" / strategy)
+    return folder, told
+
+
+@pytest.mark.parametrize("strategy", RUNS)
+def test_a_whole_run_of_two_ranks_is_that_of_one(both, strategy):
+    folder, told = both
+    assert told[0] == told[1]
+    ours, alone = (folder / kind / strategy for kind in ("runs", "alone"))
+    steps = [pd.read_parquet(run / "metrics.parquet") for run in (ours, alone)]
+    # The same rows in the same order: as many tokens, and the loss on them before each step.
+    counts = ["task", "stage", "epoch", "step", "global_step", "supervised", "tokens", "lr"]
+    pd.testing.assert_frame_equal(steps[0][counts], steps[1][counts])
+    assert steps[0]["loss"].to_numpy() == pytest.approx(steps[1]["loss"].to_numpy(), rel=1e-3)
+    results = [json.loads((run / "results.json").read_text()) for run in (ours, alone)]
+    assert results[0]["finished"]
+    for key in ("initial", "initial_losses", "examples", "tasks"):
+        assert results[0][key] == results[1][key], key
+    assert results[0]["distance"] == pytest.approx(results[1]["distance"], rel=1e-3)
+    # An answer that turns on a last place may differ: one of 24 is worth 4.2 points.
+    for key, tolerance in {"losses": {"rtol": 1e-3}, "scores": {"atol": 4.2}}.items():
+        mine, right = (np.array(result[key], dtype=float) for result in results)
+        np.testing.assert_allclose(mine, right, **tolerance)
+    assert {path.name for path in ours.iterdir()} == {path.name for path in alone.iterdir()}
+    predictions = [
+        sorted(str(path.relative_to(run)) for path in run.glob("predictions/*/*.jsonl"))
+        for run in (ours, alone)
+    ]
+    assert predictions[0] == predictions[1]
+    assert json.loads((ours / "manifest.json").read_text())["ranks"] == 2

@@ -192,7 +192,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=results_folder() / "engines.json")
     arguments = parser.parse_args()
     # DeepSpeed wants to see it without a launcher too.
-    os.environ.setdefault("LOCAL_RANK", "0")
     # Of torch's collectives, as FSDP and DeepSpeed call them.
     warnings.simplefilter("ignore", FutureWarning)
     rows = []

@@ -253,7 +253,6 @@ class ZeRO3(Internals):
     )
 
     def _found(self) -> dict[int, tuple[Tensor, dict[str, Piece]]]:
-        rank = torch.distributed.get_rank()
         names = {id(parameter): name for name, parameter in self.trainable.items()}
         found = {}
         for i, group in enumerate(self.zero.fp16_groups):
@@ -264,7 +263,8 @@ class ZeRO3(Internals):
                 if group_of != i:
                     raise AttributeError(f"{name} lies in group {group_of}, not {i}")
                 # The last parts are filled up to the length of the others.
-                numel = min(length, max(0, parameter.ds_numel - rank * length))
+                first = torch.distributed.get_rank() * length
+                numel = min(length, max(0, parameter.ds_numel - first))
                 pieces[name] = Piece(name, start, numel, self.sizes[name])
             found[i] = (self.zero.fp32_partitioned_groups_flat[i], pieces)
         return found

@@ -142,6 +142,8 @@ def settings(config: EngineConfig, ranks: int, compute_dtype: torch.dtype) -> di
         "stage": config.zero_stage,
         # All of a group in one optimizer step, and so in one selection.
         "sub_group_size": 10**15,
+        # Entries reduced at a time; the default takes 2 GB in float32, twice where it overlaps.
+        "reduce_bucket_size": 10**8,
     }
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -174,6 +176,7 @@ def import_deepspeed(device: torch.device) -> Any:
     """
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")  # which it wants of one process too
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
         import deepspeed
