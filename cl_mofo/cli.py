@@ -1,7 +1,7 @@
 """The command line: `cl-mofo run`, `report`, `check-data` and `list`.
 
 Exit codes: 0; 2 for a user's mistake, with one message and no traceback; 1 for a fault; 130 when
-interrupted.
+interrupted. Of several processes of one run, one prints (ending.py).
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 import cl_mofo
+from cl_mofo import ending
 from cl_mofo.console import terminal
 from cl_mofo.errors import LostRankError, TrainingError, UserError
 
@@ -99,17 +100,17 @@ def run(
     from cl_mofo.recipes import read_request
     from cl_mofo.resolve import resolve
 
-    request = read_request(
-        recipe,
-        model=model,
-        data=data,
-        strategy=strategy,
-        assignments=assignments or (),
-        imports=imports or (),
-    )
     console = Console()
     left = "what was measured so far is in the run folder"
     try:
+        request = read_request(
+            recipe,
+            model=model,
+            data=data,
+            strategy=strategy,
+            assignments=assignments or (),
+            imports=imports or (),
+        )
         if request.several:
             left = "the same command goes on with the run that was stopped"
             cl_mofo.run_sweep(request, out=out, observer=console)
@@ -117,7 +118,7 @@ def run(
             cl_mofo.run(resolve(request.complete()), out=out, observer=console)
     except KeyboardInterrupt:
         console.stop()
-        _stop(f"interrupted; {left}", 130)
+        _stop(f"interrupted; {left}", 130, alike=True)
     finally:
         console.stop()
 
@@ -216,9 +217,17 @@ def list_things(
     terminal().print(listings[what](tuple(imports or ())))
 
 
-def _stop(message: str, code: int) -> NoReturn:
-    print(f"cl-mofo: {message}", file=sys.stderr)
-    raise SystemExit(code)
+def _stop(message: str, code: int, *, alike: bool = False) -> NoReturn:
+    ending.end(lambda name: print(f"cl-mofo: {name}{message}", file=sys.stderr), code, alike=alike)
+
+
+def _fault() -> NoReturn:
+    def say(name: str) -> None:
+        traceback.print_exc()
+        told = "a fault in cl-mofo, not in what you gave; the traceback above says where"
+        print(f"cl-mofo: {name}{told}", file=sys.stderr)
+
+    ending.end(say, 1, named=True)
 
 
 def main() -> None:
@@ -231,15 +240,21 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    ending.prepare()
     try:
-        app()
+        code = app(standalone_mode=False)
+        ending.leave()
     except UserError as error:
-        _stop(str(error), 2)
+        _stop(str(error), 2, alike=True)
     except (TrainingError, LostRankError) as error:
         _stop(str(error), 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except Exception:
-        traceback.print_exc()
-        _stop("a fault in cl-mofo, not in what you gave; the traceback above says where", 1)
+    except Exception as error:
+        usage: Any = error
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # of an option or an argument
+            ending.end(lambda name: usage.show(), usage.exit_code, alike=True)
+        _fault()
+    raise SystemExit(code)

@@ -160,7 +160,8 @@ class EngineConfig(Section):
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What stays in the host's memory: moments and float32 weights, or all weights too."""
     timeout_minutes: Annotated[Number, Field(gt=0)] = 30.0
-    """How long a process waits for another before all give up."""
+    """How long a process waits for another before all give up. The others also wait while the first
+    draws and saves, so allow for what that takes."""
 
     @model_validator(mode="after")
     def _possible(self) -> EngineConfig:

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_mofo.config import Recipe
+from cl_mofo.config import EngineConfig, Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
-from cl_mofo.errors import TrainingError, UserError
+from cl_mofo.errors import LostRankError, TrainingError, UserError
 from cl_mofo.folder import NoFolder, RunFolder
 from cl_mofo.manifest import manifest, now
 from cl_mofo.observer import Observer
@@ -51,22 +51,37 @@ def run(
         UserError: something in the recipe, the data or the model has to be mended by the user, or
             the recipe describes several runs (`cl_mofo.sweep.run_sweep`).
         TrainingError: training diverged.
-        LostRankError: another process of the run ended.
+        LostRankError: another process of the run ended or does not answer.
     """
     recipe = as_recipe(config)
+    ranks = meet(recipe.engine)
+    from cl_mofo.engine.ranks import watching
+
+    with watching():
+        # The others wait here for the first, which has more to do, and return what it returns.
+        results: dict[str, Any] = ranks.agree(_run(recipe, out, observer or Observer(), ranks))
+    return results
+
+
+def meet(config: EngineConfig) -> Ranks:
+    """Let the processes of the run meet, if there are several; those that have met stay together.
+
+    Raises:
+        UserError: they are not as the engine needs them.
+        LostRankError: not all came.
+    """
     # Loaded after the ranks have met, Avalanche would refuse to make its loggers on most of them.
     importlib.import_module("cl_mofo.sequence")
-    from cl_mofo.engine.ranks import join, watching
+    from cl_mofo.engine.ranks import join
 
-    ranks = join(recipe.engine)
-    with watching():
-        return _run(recipe, out, observer or Observer(), ranks)
+    return join(config)
 
 
 def _run(
     recipe: Recipe, out: str | Path | None, observer: Observer, ranks: Ranks
 ) -> dict[str, Any]:
     from cl_mofo.engine import check_engine, make_engine
+    from cl_mofo.engine.ranks import wait_at_most, watching
     from cl_mofo.model import check_positions, load_model
     from cl_mofo.sequence import TaskSequence
 
@@ -94,15 +109,20 @@ def _run(
         folder.write_yaml("recipe.yaml", to_mapping(recipe))
         record = manifest(suite.hashes, _identity(recipe, language_model), ranks.count)
         folder.write_json("manifest.json", record)
-        results = TaskSequence(
-            recipe, plans, suite, strategies, language_model, folder, observer, engine
-        ).learn()
+        with watching():
+            sequence = TaskSequence(
+                recipe, plans, suite, strategies, language_model, folder, observer, engine
+            )
+            wait_at_most(recipe.engine)
+            results = sequence.learn()
         folder.write_json("manifest.json", record | {"finished": now()})
     except BaseException as error:
-        fault = not isinstance(error, UserError | TrainingError | KeyboardInterrupt)
+        told = UserError | TrainingError | LostRankError | KeyboardInterrupt
+        fault = not isinstance(error, told)
         folder.log.error("stopped: %s: %s", type(error).__name__, error, exc_info=fault)
         if isinstance(error, TrainingError):
             folder.write_json("manifest.json", record | {"diverged": str(error)})
+            engine.close()
         raise
     finally:
         folder.close()

@@ -3,6 +3,8 @@
 The recipe's key `sweep` says which runs (expansion.py). Each has its own folder, named after it. A
 finished one is skipped, an unfinished one is made anew, and what another process is running is left
 to it (claim.py), so that the same command goes on, also several times at once.
+
+Where a launcher started several processes, all make each run together; the first decides which.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from __future__ import annotations
 import functools
 import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cl_mofo.claim import MOVE, State, claim, clear, manifest_of, state
 from cl_mofo.config import SWEEP, DataConfig, Recipe
@@ -28,6 +31,9 @@ from cl_mofo.observer import Observer
 from cl_mofo.recipes import Request, read_request
 from cl_mofo.resolve import resolve
 from cl_mofo.strategy import parse_names
+
+if TYPE_CHECKING:
+    from cl_mofo.engine.ranks import Ranks
 
 SKIPPED = {
     None: "another process is running it",
@@ -58,34 +64,48 @@ def run_sweep(
         UserError: something has to be mended; if it is in the recipe, the data or the folders,
             then before the first run, for all runs at once.
         TrainingError: runs failed: they diverged, now or before, or ended in an error such as that
-            memory ran out; all others are done.
+            memory ran out; all others are done. On several ranks an error other than that
+            training diverged ends the sweep.
+        LostRankError: another process of the sweep ended or does not answer.
     """
     if not isinstance(recipe, Request):
         recipe = read_request(recipe if isinstance(recipe, Mapping) else str(recipe))
     runs = plan_sweep(recipe)
     root = Path("outputs", recipe.name or "sweep") if out is None else Path(out)
-    _check_folders(root, runs)
-    observer = observer or Observer()
+    ranks = _meet(runs)
+    from cl_mofo.engine.ranks import watching
+
+    with watching():
+        return _execute(runs, root, ranks, observer if observer and ranks.first else Observer())
+
+
+def _execute(
+    runs: Mapping[str, Recipe], root: Path, ranks: Ranks, observer: Observer
+) -> list[dict[str, Any]]:
+    with ranks.together():
+        if ranks.first:
+            _check_folders(root, runs)
     results: list[dict[str, Any]] = []
     failed: list[str] = []
     for number, (name, checked) in enumerate(runs.items(), 1):
         folder = root / name
-        with claim(folder) as free:
-            free = free and not RunFolder.in_use(folder)
-            found = state(folder, checked) if free else None
+        with _claimed(folder, checked, ranks) as (found, known):
             observer.next_run(number, len(runs), checked, folder, SKIPPED.get(found))
             if found is State.FINISHED:
-                stored = json.loads((folder / "results.json").read_text("utf-8"))
-                results.append(stored | {"folder": str(folder)})
+                results.append(known | {"folder": str(folder)})
             elif found is State.DIVERGED:
-                failed.append(f"run {name}: {manifest_of(folder)['diverged']}")
+                failed.append(f"run {name}: {known['diverged']}")
             elif found is State.OPEN:
-                clear(folder)
+                with ranks.together():
+                    if ranks.first:
+                        clear(folder)
                 try:
                     results.append(_run(checked, folder, observer))
                 except (TrainingError, MemoryError, RuntimeError) as error:
-                    known = isinstance(error, TrainingError)
-                    where = "" if known else f" ({type(error).__name__}; more in its run.log)"
+                    shared = isinstance(error, TrainingError)
+                    if ranks.count > 1 and not shared:  # then the ranks are not at one place
+                        raise
+                    where = "" if shared else f" ({type(error).__name__}; more in its run.log)"
                     failed.append(f"run {name}: {error}{where}")
                     observer.failed(error)
                 gc.collect()  # the model and its optimizer are in cycles; the next needs the room
@@ -95,6 +115,49 @@ def run_sweep(
         again = f"One that diverged is not run again until its folder in {root} is deleted."
         raise TrainingError("\n".join([told, *failed, again]))
     return results
+
+
+def _meet(runs: Mapping[str, Recipe]) -> Ranks:
+    """Let the processes meet that make the runs together, for all runs at once.
+
+    Raises:
+        UserError: there are several, and a run's engine is for one.
+    """
+    from cl_mofo.engine.ranks import launched
+    from cl_mofo.experiment import meet
+
+    ranks = launched()
+    if ranks.count == 1:
+        return ranks
+    alone = [name for name, recipe in runs.items() if recipe.engine.kind == "torch"]
+    engines = [runs[name].engine for name in alone or runs]
+    try:
+        return meet(max(engines, key=lambda engine: engine.timeout_minutes))
+    except UserError as error:
+        raise UserError(f"{_which(alone, len(runs))}: {error}" if alone else str(error)) from error
+
+
+@contextmanager
+def _claimed(
+    folder: Path, recipe: Recipe, ranks: Ranks
+) -> Iterator[tuple[State | None, dict[str, Any]]]:
+    """Claim a run on the first rank; give all ranks its state and what is known of a done one.
+
+    The state is None if another process is running it.
+    """
+    with ExitStack() as stack:
+        found: State | None = None
+        known: Mapping[str, Any] = {}
+        with ranks.together():
+            if ranks.first:
+                free = stack.enter_context(claim(folder)) and not RunFolder.in_use(folder)
+                found = state(folder, recipe) if free else None
+                if found is State.FINISHED:
+                    known = json.loads((folder / "results.json").read_text("utf-8"))
+                elif found is State.DIVERGED:
+                    known = manifest_of(folder)
+        name, known = ranks.agree([found and found.name, dict(known)])
+        yield None if name is None else State[name], dict(known)
 
 
 def plan_sweep(request: Request) -> dict[str, Recipe]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def start(command: Sequence[str], ranks: int, folder: Path, **more: str) -> list
                     env={**os.environ, **variables, **more},
                     stdout=out,
                     stderr=err,
+                    # A shell's background job ignores the signal, and so would its children.
+                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 )
             )
     return processes

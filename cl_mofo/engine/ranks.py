@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,9 +17,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
+from torch.distributed.rendezvous import rendezvous
 
 from cl_mofo.config import EngineConfig
 from cl_mofo.errors import LostRankError, TrainingError, UserError
+
+SPARE = 5.0
+"""Seconds by which torch may be late when it waits no longer."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,10 @@ def _meet(ranks: Ranks, timeout: timedelta) -> None:
             f"set them"
         )
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        store = _store(timeout)
+        dist.init_process_group(
+            backend, store=store, rank=ranks.rank, world_size=ranks.count, timeout=timeout
+        )
     except (RuntimeError, ValueError) as error:
         if "in use" in str(error) or "EADDRINUSE" in str(error):
             raise UserError(
@@ -178,10 +187,41 @@ def _meet(ranks: Ranks, timeout: timedelta) -> None:
             ) from error
         reason = next(iter(str(error).splitlines()), repr(error))
         raise LostRankError(
-            f"{cannot}: is {address}:{port} reachable from every machine, and did all "
-            f"{ranks.count} processes start? (waited engine.timeout_minutes="
-            f"{timeout.total_seconds() / 60:g}; {reason})"
+            f"{cannot}: is {address}:{port} reachable from every machine, free of other programs, "
+            f"and did all {ranks.count} processes start? ({reason}; waited "
+            f"engine.timeout_minutes={timeout.total_seconds() / 60:g})"
         ) from error
+
+
+def _store(timeout: timedelta) -> Any:
+    """Return the store at which the processes meet.
+
+    Raises:
+        RuntimeError: it cannot be made or reached in time.
+    """
+    made: list[Any] = []
+
+    def make() -> None:
+        try:
+            made.append(next(rendezvous("env://", timeout=timeout))[0])
+        except (RuntimeError, ValueError) as error:
+            made.append(error)
+
+    # In a thread, as torch waits for ever for the answer of a program that is no store.
+    making = threading.Thread(target=make, daemon=True)
+    making.start()
+    making.join(timeout.total_seconds() + SPARE)
+    (store,) = made or [RuntimeError("whoever listens there does not answer")]
+    if isinstance(store, Exception):
+        raise store
+    return dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
+
+
+def wait_at_most(config: EngineConfig) -> None:
+    """Let no process wait longer for another, in whichever group an engine has made."""
+    if dist.is_initialized():
+        for group in tuple(c10d._world.pg_map):
+            c10d._set_pg_timeout(timedelta(minutes=config.timeout_minutes), group)
 
 
 @contextmanager
