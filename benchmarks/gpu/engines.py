@@ -13,7 +13,6 @@ of `tiny`'s tensors DeepSpeed's stage 3 spreads only the largest.)
 import argparse
 import gc
 import math
-import os
 import statistics
 import time
 import traceback
@@ -191,7 +190,6 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=["torch", "zero2", "fsdp"])
     parser.add_argument("--out", type=Path, default=results_folder() / "engines.json")
     arguments = parser.parse_args()
-    # DeepSpeed wants to see it without a launcher too.
     # Of torch's collectives, as FSDP and DeepSpeed call them.
     warnings.simplefilter("ignore", FutureWarning)
     rows = []
