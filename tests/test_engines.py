@@ -115,13 +115,13 @@ def table(rows):
 
 
 def test_the_documented_table_is_what_the_ranks_found(complete):
-    text = SCALE.read_text("utf-8")
-    before, _, rest = text.partition(f"{BEGIN}\n")
-    documented, _, after = rest.partition(f"\n{END}")
-    found = table(complete[0]["strategies"])
+    before, _, rest = SCALE.read_text("utf-8").partition(BEGIN)
+    documented, _, after = rest.partition(END)
+    found = f"\n{table(complete[0]['strategies'])}\n"
     if os.environ.get("UPDATE_DOCS"):
-        SCALE.write_text(f"{before}{BEGIN}\n{found}\n{END}{after}", "utf-8")
+        SCALE.write_text(f"{before}{BEGIN}{found}{END}{after}", "utf-8")
     else:
+        assert after
         assert documented == found
 
 
