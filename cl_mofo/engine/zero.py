@@ -37,8 +37,8 @@ class DeepSpeedEngine(SpreadEngine):
         self.stage = config.zero_stage
         if self.stage:
             self.holds_no_tensor_back = (
-                f"engine.zero_stage={self.stage} cannot: ZeRO packs many tensors into one, with "
-                f"one count of steps. Give engine.zero_stage=0 or engine.kind=fsdp"
+                "DeepSpeed's ZeRO cannot from stage 1 on: it packs many tensors into one, with one "
+                "count of steps. Give engine.zero_stage=0 or engine.kind=fsdp"
             )
 
     def prepare(self, language_model: LanguageModel, make_optimizer: MakeOptimizer) -> None:
