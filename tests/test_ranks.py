@@ -78,8 +78,6 @@ class Fault(Strategy):
         self.befall("evaluation")
         yield
 '''
-AVALANCHE = "<class 'cl_mofo.steplog.StepLog'>\n"
-"""What Avalanche says of a plugin that is not declared fit for several processes."""
 LOST = "cl-mofo: another process of the run ended or stopped answering"
 
 
@@ -97,7 +95,7 @@ def command(folder: Path, *assignments: str) -> list[str]:
 
 def outputs(folder: Path, ranks: int = 2) -> list[str]:
     """Return what each rank has printed to standard error."""
-    return [(folder / f"{rank}.err").read_text().replace(AVALANCHE, "") for rank in range(ranks)]
+    return [(folder / f"{rank}.err").read_text() for rank in range(ranks)]
 
 
 def befallen(folder: Path, *assignments: str, others: float, **more: str) -> tuple[list[int], str]:
