@@ -54,7 +54,9 @@ SetOption = Annotated[
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", "--local-rank", hidden=True)] = 0,
 ) -> None:
+    # DeepSpeed's launcher gives the rank as an option, too; the environment has it.
     if version:
         print(f"cl-mofo {cl_mofo.__version__}")
         raise typer.Exit

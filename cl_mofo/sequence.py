@@ -123,6 +123,7 @@ class TaskSequence:
                 if self.ranks.first:
                     weights = self.loop.weights(module)
                     start = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
+        self._write()
         if self.recipe.evaluation.initial:
             initial: list[float | None] = [None] * len(plans)
             losses: list[float | None] = [None] * len(plans)

@@ -16,7 +16,7 @@ repair_torchvision()
 from avalanche.core import SupervisedPlugin  # noqa: E402
 
 
-class StepLog(SupervisedPlugin, supports_distributed=True):
+class StepLog(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Keep rows of step figures.
 
     Each row: task, stage (of the task), epoch (from 0), step (of the task, from 1), global_step,

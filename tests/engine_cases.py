@@ -46,6 +46,7 @@ ENGINES = {
     "FSDP2": EngineConfig(kind="fsdp"),
 }
 OFFLOADED = {
+    "ZeRO-1 offload": EngineConfig(kind="deepspeed", zero_stage=1, offload="optimizer"),
     "ZeRO-2 offload": EngineConfig(kind="deepspeed", zero_stage=2, offload="optimizer"),
     "ZeRO-3 offload": EngineConfig(kind="deepspeed", zero_stage=3, offload="parameters"),
     "FSDP2 offload": EngineConfig(kind="fsdp", offload="parameters"),

@@ -113,6 +113,12 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(arguments, parts, tmp_pa
     assert not (tmp_path / "outputs").exists()
 
 
+def test_the_option_that_deepspeeds_launcher_adds_is_taken(tmp_path):
+    done = cl_mofo("--local_rank=3", "list", "runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "table2" in done.stdout
+
+
 def test_listings(tmp_path):
     strategies = cl_mofo("list", "strategies", cwd=tmp_path).stdout
     assert "mofo.update_fraction=0.05" in strategies
