@@ -243,7 +243,8 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    ending.prepare()
+    if "run" in sys.argv:
+        ending.prepare()
     try:
         code = app(standalone_mode=False)
         ending.leave()

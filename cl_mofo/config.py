@@ -155,16 +155,22 @@ class EngineConfig(Section):
 
     kind: Literal["torch", "deepspeed", "fsdp"] = "torch"
     """`torch` is one device; the others share out the work among the processes of a launcher."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_number)] = 2
     """What DeepSpeed spreads: 1 the moments, 2 the gradients too, 3 the weights too; 0 nothing."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What stays in the host's memory: moments and float32 weights, or all weights too."""
-    timeout_minutes: Annotated[Number, Field(gt=0)] = 30.0
+    timeout_minutes: Annotated[Number, Field(gt=0, le=10080)] = 30.0
     """How long a process waits for another before all give up. The others also wait while the first
     draws and saves, so allow for what that takes."""
 
     @model_validator(mode="after")
     def _possible(self) -> EngineConfig:
+        default = type(self).model_fields["zero_stage"].default
+        if self.kind != "deepspeed" and self.zero_stage != default:
+            raise ValueError(
+                f"engine.zero_stage: {self.zero_stage} needs engine.kind=deepspeed, and the kind "
+                f"is {self.kind}"
+            )
         if self.offload == "none":
             return self
         if self.kind == "torch":

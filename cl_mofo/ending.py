@@ -40,10 +40,16 @@ def place() -> tuple[int, int, int]:
     return (rank, count, local) if 0 <= rank < count else (0, 1, 0)
 
 
+_several = False
+"""Whether this process is one of several that make a run together."""
+
+
 def prepare() -> None:
     """Be quiet if another process speaks, and end well if the launcher or the user ends this."""
+    global _several
     rank, count, _ = place()
-    if count == 1:
+    _several = count > 1
+    if not _several:
         return
     signal.signal(signal.SIGTERM, _terminated)
     # Python hears a signal only between its own steps, not while torch waits for other processes.
@@ -88,8 +94,8 @@ def end(
         alike: every process of this machine finds the same.
         named: say which rank this is even of the first.
     """
-    rank, count, local = place()
-    if count == 1:
+    rank, _, local = place()
+    if not _several:
         say("")
         raise SystemExit(code)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -54,7 +54,7 @@ def run(
         LostRankError: another process of the run ended or does not answer.
     """
     recipe = as_recipe(config)
-    ranks = meet(recipe.engine)
+    ranks = meet(recipe.engine, on_cpu=recipe.model.device == "cpu")
     from cl_mofo.engine.ranks import watching
 
     with watching():
@@ -63,28 +63,24 @@ def run(
     return results
 
 
-def meet(config: EngineConfig) -> Ranks:
+def meet(config: EngineConfig, *, on_cpu: bool = False) -> Ranks:
     """Let the processes of the run meet, if there are several; those that have met stay together.
 
     Raises:
         UserError: they are not as the engine needs them.
         LostRankError: not all came.
     """
-    # Loaded after the ranks have met, Avalanche would refuse to make its loggers on most of them.
-    importlib.import_module("cl_mofo.sequence")
+    if config.kind != "torch":
+        # Loaded after the ranks have met, Avalanche would refuse to make loggers on most of them.
+        importlib.import_module("cl_mofo.sequence")
     from cl_mofo.engine.ranks import join
 
-    return join(config)
+    return join(config, on_cpu=on_cpu)
 
 
 def _run(
     recipe: Recipe, out: str | Path | None, observer: Observer, ranks: Ranks
 ) -> dict[str, Any]:
-    from cl_mofo.engine import check_engine, make_engine
-    from cl_mofo.engine.ranks import wait_at_most, watching
-    from cl_mofo.model import check_positions, load_model
-    from cl_mofo.sequence import TaskSequence
-
     with ranks.together():
         known = registry(recipe.imports)
         plans = plan_tasks(recipe, known)
@@ -96,13 +92,20 @@ def _run(
         if not ranks.first:
             observer = Observer()
         observer.loading(recipe)
+
+        from cl_mofo.engine import check_engine, make_engine
+        from cl_mofo.engine.ranks import wait_at_most, watching
+        from cl_mofo.model import check_positions, load_model
+        from cl_mofo.sequence import TaskSequence
+
         language_model = load_model(recipe.model, ranks.device)
         for plan in plans:
             needed = plan.prompt_tokens + plan.answer_tokens + 1
             check_positions(language_model, needed, f"task {plan.task.name}")
         for strategy in strategies:
             strategy.check_model(language_model)
-        engine = make_engine(recipe.engine, ranks)
+        on_cpu = language_model.device.type == "cpu"
+        engine = make_engine(recipe.engine, ranks, on_cpu=on_cpu)
         check_engine(engine, recipe, strategies)
     folder = _folder(out, recipe, ranks)
     try:

@@ -4,7 +4,7 @@ This is the whole of it, with every place a strategy may act and the Avalanche c
 
     strategy.check_recipe(recipe); strategy.check_model(language_model)
     strategy.adapt_model(language_model)
-    optimizer = strategy.make_optimizer(...)
+    engine.prepare(...): optimizer = strategy.make_optimizer(...)
     for experience in stream:                          # a task; [before|after]_training_exp
         stages = strategy.stages(loop, [the task's rows])
         strategy.before_experience(loop)
@@ -146,11 +146,6 @@ class Loop(Services, SupervisedTemplate):
         )
         if self.engine.ranks.rank:  # so far all drew the same; dropout must differ
             torch.manual_seed(recipe.seed + self.engine.ranks.rank)
-
-    @property
-    def trainable(self) -> Mapping[str, torch.nn.Parameter]:
-        """The trained parameters by name, as the model has them, which an engine may spread."""
-        return self.engine.trainable
 
     def _make_optimizer(
         self, named_parameters: Sequence[tuple[str, torch.nn.Parameter]]

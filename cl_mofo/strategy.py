@@ -96,6 +96,10 @@ class Strategy:
         Args:
             named_parameters: (name, parameter) pairs.
             settings: learning rate, betas, eps and decay; norms are not decayed.
+
+        Under FSDP2 the parameters are DTensors. Under ZeRO 1 to 3 the optimizer is later given flat
+        tensors that hold parts of many: one that does more than move each entry by itself needs a
+        method `shard(shards)`, which hears what they hold (`cl_mofo.optim.Shards`), as MoFO has.
         """
         import torch
 

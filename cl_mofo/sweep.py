@@ -132,7 +132,10 @@ def _meet(runs: Mapping[str, Recipe]) -> Ranks:
     alone = [name for name, recipe in runs.items() if recipe.engine.kind == "torch"]
     engines = [runs[name].engine for name in alone or runs]
     try:
-        return meet(max(engines, key=lambda engine: engine.timeout_minutes))
+        return meet(
+            max(engines, key=lambda engine: engine.timeout_minutes),
+            on_cpu=all(recipe.model.device == "cpu" for recipe in runs.values()),
+        )
     except UserError as error:
         raise UserError(f"{_which(alone, len(runs))}: {error}" if alone else str(error)) from error
 

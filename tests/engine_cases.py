@@ -192,6 +192,7 @@ def not_finite(ranks: Ranks) -> dict[str, Any]:
     name = "model.layers.1.mlp.down_proj.weight"
     engine = make_engine(ENGINES["FSDP2"], ranks)
     engine.prepare(model, functools.partial(mofo, fraction=0.05, lr=0.01))
+    engine.module.to("meta")  # as Avalanche moves a model to its device
     before = whole_weights(engine)
     engine.backward(engine.forward(input_ids=torch.arange(6)[None]).logits.square().mean())
     if ranks.first:
@@ -266,7 +267,7 @@ class Trace:
             if isinstance(loop.engine, SingleEngine):
                 state = loop.optimizer.state
                 self.moments.append(
-                    {n: state[p]["exp_avg"].abs() for n, p in loop.trainable.items()}
+                    {n: state[p]["exp_avg"].abs() for n, p in loop.engine.trainable.items()}
                 )
 
         loop.engine.step = noted  # type: ignore[method-assign]
@@ -337,13 +338,15 @@ TASKS = ("FOMC", "NumGLUE-cm")
 
 
 def combinations() -> list[str]:
-    return [*sorted(ROWS), *(f"{n}+mofo" for n in sorted(ROWS) if n not in ("mofo", "sequential"))]
+    with_mofo = [f"{n}+mofo" for n in sorted(ROWS) if n not in ("mofo", "sequential")]
+    return [*sorted(ROWS), *with_mofo, "replay+ewc+gem+mofo", "replay+hft+ewc+agem+mofo"]
 
 
 def settings_of(combination: str) -> list[str]:
     settings = {k: v for name in combination.split("+") for k, v in ROWS[name].settings.items()}
     settings |= {"lora.dropout": 0.0} if "lora" in combination else {}  # each rank draws its own
     settings |= {"ewc.labels": "model"} if combination == "ewc" else {}  # which needs a pass more
+    settings |= {"optimizer.reset": True} if combination == "replay+ewc+gem+mofo" else {}
     return [
         f"strategy={combination}",
         "tasks.only=[FOMC, NumGLUE-cm]",
@@ -415,7 +418,9 @@ def state(ranks: Ranks, folder: Any) -> list[Any]:
     for (name, config), combination in cases:
         loop, _ = build(small(), make_engine(config, ranks), settings_of(combination))
         first, second = stream(TASKS, 8)
-        kept = folder / f"{name}-{combination}-{ranks.rank}"
+        kept, fresh = (folder / f"{name}-{combination}-{ranks.rank}-{when}" for when in (3, 0))
+        start = whole_weights(loop.engine)
+        save_state(fresh, loop.state_dict())
         loop.plugins.append(Keep(kept))
         loop.train(first, eval_streams=[])
         loop.train(second, eval_streams=[])
@@ -427,7 +432,15 @@ def state(ranks: Ranks, folder: Any) -> list[Any]:
         again.train(second, eval_streams=[])
         ours = whole_weights(again.engine)
         same = all(torch.equal(ours[n], right[n]) for n in right)
-        results.append({"engine": name, "strategy": combination, "same": same})
+        again.load_state_dict(load_state(fresh))
+        ours = whole_weights(again.engine)
+        back = all(torch.equal(ours[n], start[n]) for n in start) and not again.optimizer.state
+        result = {"engine": name, "strategy": combination, "same": same, "back": back}
+        try:
+            again.freeze(["model.norm.weight"])
+        except UserError as error:
+            result["freeze"] = str(error)
+        results.append(result)
         again.engine.close()
     return results
 

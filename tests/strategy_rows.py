@@ -69,24 +69,24 @@ def sequential_acted(run: TwoTasks) -> None:
     dense = [name for name in run.updated if ".mlp." in name and "lora_A" not in name]
     assert dense
     for name in dense:  # an update may be too small to change a float's bits
-        assert run.moved(name) > 0.9 * run.loop.trainable[name].numel()
+        assert run.moved(name) > 0.9 * run.loop.engine.trainable[name].numel()
 
 
 def mofo_acted(run: TwoTasks) -> None:
     filtered = [name for name in run.updated if "norm" not in name]
     assert filtered
     for name in filtered:
-        most = math.ceil(0.05 * run.loop.trainable[name].numel())
+        most = math.ceil(0.05 * run.loop.engine.trainable[name].numel())
         assert 0.8 * most <= run.moved(name) <= most
 
 
 def lora_acted(run: TwoTasks) -> None:
-    assert run.loop.trainable
+    assert run.loop.engine.trainable
     for name, parameter in run.loop.model.named_parameters():
-        assert (name in run.loop.trainable) == (".lora_" in name)
-        if name not in run.loop.trainable:
+        assert (name in run.loop.engine.trainable) == (".lora_" in name)
+        if name not in run.loop.engine.trainable:
             assert torch.equal(parameter, run.start[name])
-    learned = [p for name, p in run.loop.trainable.items() if ".lora_B." in name]
+    learned = [p for name, p in run.loop.engine.trainable.items() if ".lora_B." in name]
     # Zero at the start; hft may have frozen one in every step so far.
     assert sum(bool(p.count_nonzero()) for p in learned) > 0.8 * len(learned)
 
@@ -100,7 +100,7 @@ def replay_acted(run: TwoTasks) -> None:
 
 
 def hft_acted(run: TwoTasks) -> None:
-    sizes = {name: parameter.numel() for name, parameter in run.loop.trainable.items()}
+    sizes = {name: parameter.numel() for name, parameter in run.loop.engine.trainable.items()}
     assert 0.4 < len(run.updated) / len(sizes) < 0.7  # half of each layer, and all outside layers
     assert all(run.moved(name) == 0 for name in sizes.keys() - run.updated)
     # An adapter whose gradient was zero so far stays.

@@ -40,6 +40,7 @@ def exact(request, tmp_path_factory):
     return on_ranks("tests.engine_cases:exact", request.param, folder, seconds=600)
 
 
+@pytest.mark.slow
 def test_given_gradients_move_the_same_entries_to_the_same_bits(exact):
     for rank in exact:
         found = {(row["engine"], row["fraction"]): row for row in rank["fed"]}
@@ -52,6 +53,7 @@ def test_given_gradients_move_the_same_entries_to_the_same_bits(exact):
             assert row["tied"] > 1000 * STEPS
 
 
+@pytest.mark.slow
 def test_the_same_global_batches_train_the_same_model(exact):
     found = {(row["engine"], row["fraction"]): row for row in exact[0]["end_to_end"]}
     assert found.keys() == {(engine, fraction) for engine in ENGINES for fraction in FRACTIONS}
@@ -62,6 +64,7 @@ def test_the_same_global_batches_train_the_same_model(exact):
         assert (row["selected"] > 1000 * STEPS) == (row["fraction"] < 1)
 
 
+@pytest.mark.slow
 def test_what_one_rank_finds_not_finite_stops_all(exact):
     for rank in exact:
         names = ["model.layers.1.mlp.down_proj.weight"]
@@ -79,6 +82,7 @@ def complete(tmp_path_factory):
     return on_ranks("tests.engine_cases:complete", 2, folder, seconds=900)
 
 
+@pytest.mark.slow
 def test_every_strategy_trains_as_on_one_device_or_is_refused(complete):
     found = {(row["strategy"], row["engine"]): row for row in complete[0]["strategies"]}
     assert found.keys() == {(s, engine) for s in combinations() for engine in ENGINES}
@@ -114,6 +118,7 @@ def table(rows):
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_the_documented_table_is_what_the_ranks_found(complete):
     before, _, rest = SCALE.read_text("utf-8").partition(BEGIN)
     documented, _, after = rest.partition(END)
@@ -125,10 +130,20 @@ def test_the_documented_table_is_what_the_ranks_found(complete):
         assert documented == found
 
 
+@pytest.mark.slow
 def test_a_rank_goes_on_from_what_it_saved_to_the_bit(complete):
     for rank in complete:
         assert len(rank["state"]) == 2 * len(ENGINES | OFFLOADED)
-        assert all(row["same"] for row in rank["state"])
+        assert all(row["same"] and row["back"] for row in rank["state"])
+
+
+@pytest.mark.slow
+def test_no_tensor_is_kept_out_of_a_step_where_it_cannot_be(complete):
+    for row in complete[0]["state"]:
+        packed = row["engine"].startswith("ZeRO") and row["engine"] != "ZeRO-0"
+        assert ("freeze" in row) == packed
+        if packed:
+            assert row["freeze"].startswith("model.norm.weight is to be kept out of a step")
 
 
 @pytest.mark.parametrize("internals", [ZeRO12, ZeRO3])
@@ -192,6 +207,7 @@ def both(tmp_path_factory):
     return folder, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", RUNS)
 def test_a_whole_run_of_two_ranks_is_that_of_one(both, strategy):
     folder, told = both

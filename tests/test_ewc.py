@@ -197,18 +197,18 @@ def test_fisher_information_is_the_mean_of_each_examples_squared_gradient(tiny):
     learn(loop, list(stream(6))[:1])
     # The slow way: one example at a time, full logits, no padding.
     tiny.module.eval()
-    slow = {name: torch.zeros_like(p) for name, p in loop.trainable.items()}
+    slow = {name: torch.zeros_like(p) for name, p in loop.engine.trainable.items()}
     for example in loop.examples:
         logits = tiny.module(torch.tensor([example.ids])).logits[0]
         start = len(example) - example.supervised
         loss = F.cross_entropy(logits[start - 1 : -1], torch.tensor(example.ids[start:]))
-        gradients = torch.autograd.grad(loss, list(loop.trainable.values()))
+        gradients = torch.autograd.grad(loss, list(loop.engine.trainable.values()))
         for squares, gradient in zip(slow.values(), gradients, strict=True):
             squares += gradient**2 / len(loop.examples)
     for name, squares in slow.items():
         assert ewc.fisher[name].dtype == torch.float32
         torch.testing.assert_close(ewc.fisher[name], squares, rtol=1e-3, atol=1e-5 * squares.max())
-        assert torch.equal(ewc.anchor[name], loop.trainable[name])
+        assert torch.equal(ewc.anchor[name], loop.engine.trainable[name])
     assert ewc.record()["fisher_examples"] == 6
     assert ewc.record()["fisher_trace"] == pytest.approx(
         sum(s.sum().item() for s in slow.values()), rel=1e-4
@@ -273,7 +273,7 @@ class Around(Strategy):
 
     def on_gradients(self, loop):
         self.gradients.append({n: g.clone() for n, g in loop.gradients().items()})
-        self.weights.append({n: p.detach().clone() for n, p in loop.trainable.items()})
+        self.weights.append({n: p.detach().clone() for n, p in loop.engine.trainable.items()})
 
 
 FROZEN = "model.layers.1.mlp.up_proj.weight"
@@ -325,7 +325,10 @@ def test_more_strength_keeps_the_weights_nearer(tiny):
         fisher, anchor = dict(ewc.fisher), dict(ewc.anchor)
         learn(loop, [second])
         distances.append(
-            sum((fisher[n] * (p - anchor[n]) ** 2).sum().item() for n, p in loop.trainable.items())
+            sum(
+                (fisher[n] * (p - anchor[n]) ** 2).sum().item()
+                for n, p in loop.engine.trainable.items()
+            )
         )
     assert distances[2] < 0.9 * distances[1] < 0.8 * distances[0]
 
@@ -339,7 +342,7 @@ def test_traces_variant_gathers_the_squares_of_the_steps(tiny):
     learn(loop, [second])
     # Three steps an epoch: each square counts a third, in both tasks.
     assert len(after.gradients) == 6
-    for name, parameter in loop.trainable.items():
+    for name, parameter in loop.engine.trainable.items():
         squares = [g[name] ** 2 / 3 for g in after.gradients if name in g]
         torch.testing.assert_close(ewc.fisher[name], sum(squares))
         assert torch.equal(ewc.anchor[name], parameter)
@@ -380,7 +383,7 @@ def test_a_fisher_pass_that_overflows_is_told(tiny):
     loop.examples = loop.encoded([{"prompt": "1 + 1", "answer": "2"}])
 
     def overflow(batch):
-        for parameter in loop.trainable.values():
+        for parameter in loop.engine.trainable.values():
             parameter.grad = torch.full_like(parameter, 1e30)
 
     loop.replace_gradients = overflow

@@ -136,7 +136,6 @@ class View(Services):
         self.engine = SingleEngine()
         model = SimpleNamespace(module=avalanche.model)
         self.engine.prepare(model, lambda named: avalanche.optimizer)
-        self.trainable = self.engine.trainable
         self.step, self.figures = 0, {}
 
     def micro_batches(self, patterns):
@@ -159,10 +158,10 @@ class Ours(SupervisedPlugin):
 
     def after_backward(self, strategy, **kwargs):
         loop = View(strategy)
-        self.before = {name: p.grad.clone() for name, p in loop.trainable.items()}
+        self.before = {name: p.grad.clone() for name, p in loop.engine.trainable.items()}
         self.strategy.on_gradients(loop)
-        self.projected = {name: p.grad.clone() for name, p in loop.trainable.items()}
-        for name, parameter in loop.trainable.items():
+        self.projected = {name: p.grad.clone() for name, p in loop.engine.trainable.items()}
+        for name, parameter in loop.engine.trainable.items():
             parameter.grad.copy_(self.before[name])
 
 

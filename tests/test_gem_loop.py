@@ -32,13 +32,13 @@ class Around(Strategy):
         self.inner.before_step(loop)
 
     def on_gradients(self, loop):
-        given = {n: p.grad.clone() for n, p in loop.trainable.items() if p.grad is not None}
+        given = {n: p.grad.clone() for n, p in loop.engine.trainable.items() if p.grad is not None}
         module = copy.deepcopy(loop.language_model.module)
         held = getattr(self.inner, "rows", {})
         rows = {name: row.clone() for name, row in held.items()}
         nbytes = sum(row.nbytes for row in held.values())
         self.inner.on_gradients(loop)
-        left = {n: p.grad.clone() for n, p in loop.trainable.items() if p.grad is not None}
+        left = {n: p.grad.clone() for n, p in loop.engine.trainable.items() if p.grad is not None}
         step = SimpleNamespace(given=given, left=left, rows=rows, module=module, nbytes=nbytes)
         step.figures, step.task, step.device = dict(loop.figures), loop.plan.task.name, loop.device
         self.steps.append(step)
@@ -121,7 +121,7 @@ class Freeze(Strategy):
     phases = frozenset({"update"})
 
     def before_step(self, loop):
-        loop.freeze([n for i, n in enumerate(loop.trainable) if i % 2 != loop.step % 2])
+        loop.freeze([n for i, n in enumerate(loop.engine.trainable) if i % 2 != loop.step % 2])
 
 
 @pytest.mark.parametrize("refresh", [1, 2])

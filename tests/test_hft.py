@@ -124,16 +124,16 @@ class Watch(Strategy):
         self.steps, self.norms = [], []
 
     def before_step(self, loop):
-        self.frozen = {n for n, p in loop.trainable.items() if not p.requires_grad}
+        self.frozen = {n for n, p in loop.engine.trainable.items() if not p.requires_grad}
         self.before = snapshot(loop)
 
     def on_gradients(self, loop):
-        assert self.frozen == {n for n, p in loop.trainable.items() if p.grad is None}
-        grads = [p.grad.flatten() for p in loop.trainable.values() if p.grad is not None]
+        assert self.frozen == {n for n, p in loop.engine.trainable.items() if p.grad is None}
+        grads = [p.grad.flatten() for p in loop.engine.trainable.values() if p.grad is not None]
         self.norms.append(torch.cat(grads).norm().item())
 
     def after_step(self, loop):
-        assert all(p.requires_grad for p in loop.trainable.values())
+        assert all(p.requires_grad for p in loop.engine.trainable.values())
         self.steps.append((self.frozen, self.before, snapshot(loop), dict(loop.figures)))
         assert loop.grad_norm == pytest.approx(self.norms[-1], rel=1e-4)
 
@@ -142,7 +142,7 @@ def snapshot(loop):
     """Each trained tensor's value and its optimizer state."""
     return {
         name: [p.detach().clone(), *tensors(loop.optimizer.state.get(p, {}))]
-        for name, p in loop.trainable.items()
+        for name, p in loop.engine.trainable.items()
     }
 
 
@@ -208,7 +208,7 @@ def test_the_moving_half_gets_the_gradient_it_would_have_had_alone(tiny):
         name = "keep"
 
         def on_gradients(self, loop):
-            grads = {n: p.grad for n, p in loop.trainable.items()}
+            grads = {n: p.grad for n, p in loop.engine.trainable.items()}
             gradients.append({n: grad.clone() for n, grad in grads.items() if grad is not None})
 
     for strategies in ([HFT(), Keep()], [Keep()]):
@@ -225,7 +225,9 @@ def test_a_step_that_fails_leaves_nothing_frozen(tiny):
 
         def on_gradients(self, loop):
             assert not all(p.requires_grad for p in loop.model.parameters())
-            next(p for p in loop.trainable.values() if p.grad is not None).grad[0] = float("inf")
+            next(p for p in loop.engine.trainable.values() if p.grad is not None).grad[0] = float(
+                "inf"
+            )
 
     with pytest.raises(TrainingError, match="not finite"):
         learn(build(tiny, strategies=[HFT(), Break()]), list(stream(4))[:1])

@@ -64,7 +64,7 @@ def drawn(loop):
     """Draw every adapter's B, which is zero at the start."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, parameter in loop.trainable.items():
+        for name, parameter in loop.engine.trainable.items():
             if ".lora_B." in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return loop
@@ -109,14 +109,14 @@ def test_adapters_get_their_share_of_the_full_gradient(tiny):
     for each in (loop, build_loop(plain)):
         examples = each.encoded(mini.records()["FOMC"]["train"][:4], each.plans[0])
         each.replace_gradients(each.micro_batches(examples))  # without dropout
-        gradients.append({n: p.grad for n, p in each.trainable.items()})
+        gradients.append({n: p.grad for n, p in each.engine.trainable.items()})
     adapters, full = gradients
     assert len(adapters) == 2 * len(loop.strategies[0].layers)
     for name in loop.strategies[0].layers:
         # W' = W + s B A, so by the chain rule dA = s B^T G and dB = s G A^T, with G = dL/dW'.
         g, s = full[f"{name}.weight"], 12.0 / 4
         a_name, b_name = (f"{name}.lora_{x}.default.weight" for x in "AB")
-        a, b = loop.trainable[a_name], loop.trainable[b_name]
+        a, b = loop.engine.trainable[a_name], loop.engine.trainable[b_name]
         torch.testing.assert_close(adapters[a_name], s * b.T @ g, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(adapters[b_name], s * g @ a.T, rtol=1e-3, atol=1e-5)
 
@@ -176,10 +176,10 @@ def test_the_first_answers_are_the_base_models_and_only_adapters_learn(tiny):
     torch.testing.assert_close(logits(loop.model), before, rtol=0, atol=0)
     assert set(loop.weights(loop.model)) == names
     # rank * (in + out) for 128 -> 128 projections, two in each of four layers.
-    assert sum(p.numel() for p in loop.trainable.values()) == 4 * (128 + 128) * 2 * 4
+    assert sum(p.numel() for p in loop.engine.trainable.values()) == 4 * (128 + 128) * 2 * 4
     assert loop.strategies[0].record()["parameters"] == 4 * (128 + 128) * 2 * 4
-    assert all(".lora_" in name for name in loop.trainable)
-    assert loop.state_dict()["model"].keys() == loop.trainable.keys()
+    assert all(".lora_" in name for name in loop.engine.trainable)
+    assert loop.state_dict()["model"].keys() == loop.engine.trainable.keys()
 
 
 # A whole run, tied and untied.
@@ -215,7 +215,7 @@ def test_a_run_leaves_the_base_weights_bits(finished):
         assert torch.equal(kept, parameter)
         assert not kept.requires_grad
     assert results["finished"]
-    assert all(p.count_nonzero() > 0 for n, p in loop.trainable.items() if "lora_B" in n)
+    assert all(p.count_nonzero() > 0 for n, p in loop.engine.trainable.items() if "lora_B" in n)
 
 
 def test_the_distance_is_of_the_merged_weights_under_their_plain_names(finished):
@@ -253,7 +253,7 @@ def test_the_saved_adapter_is_pefts(finished):
         adapted = PeftModel.from_pretrained(copy.deepcopy(base), path / "adapter")
     torch.testing.assert_close(logits(adapted), logits(loop.model), rtol=0, atol=0)
     size = sum(t.numel() for t in load_file(path / "adapter/adapter_model.safetensors").values())
-    assert size == sum(p.numel() for p in loop.trainable.values())
+    assert size == sum(p.numel() for p in loop.engine.trainable.values())
 
 
 def test_evaluating_merges_and_leaves_no_trace(finished):
@@ -298,7 +298,7 @@ def test_mofo_filters_every_adapter_tensor(tiny):
     for name, parameter in loop.model.named_parameters():
         moved = (parameter != before[name]).sum().item()
         # An entry chosen may round back to where it was; none may move that was not chosen.
-        most = math.ceil(0.05 * parameter.numel()) if name in loop.trainable else 0
+        most = math.ceil(0.05 * parameter.numel()) if name in loop.engine.trainable else 0
         assert 0.9 * most <= moved <= most
 
 
@@ -334,7 +334,7 @@ def test_gradient_checkpointing_changes_nothing_though_the_base_is_frozen(tiny):
         torch.manual_seed(3)
         loop = lora_loop(model)  # with dropout: recomputing draws the same
         learn(loop, list(stream(10))[:1])
-        runs.append(torch.cat([p.detach().flatten() for p in loop.trainable.values()]))
+        runs.append(torch.cat([p.detach().flatten() for p in loop.engine.trainable.values()]))
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-5, atol=1e-7)
 
 

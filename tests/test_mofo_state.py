@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from cl_mofo.optim import MoFO
+from cl_mofo.optim import MoFO, Piece, Shards
 
 
 def model(dtype=torch.float32):
@@ -89,6 +89,19 @@ def test_the_state_of_strided_parameters_is_row_major():
     optimizer.load_state_dict(saved)
     assert optimizer.state[param]["exp_avg"].is_contiguous()
     optimizer.step()
+
+
+def test_a_loaded_state_leaves_what_is_known_of_shards():
+    flat = torch.nn.Parameter(torch.ones(4))
+    optimizer = MoFO([flat], lr=0.1, update_fraction=0.5)
+    optimizer.shard({flat: Shards((Piece("a", 0, 2, 2), Piece("b", 2, 2, 2)))})
+    for _ in range(2):
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        before = flat.detach().clone()
+        flat.grad = torch.tensor([1.0, 2.0, 4.0, 8.0])
+        optimizer.step()
+        # One of each tensor's two entries; the two largest of all four would be the last two.
+        assert (flat != before).tolist() == [False, True, False, True]
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing():

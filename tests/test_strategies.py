@@ -138,7 +138,7 @@ def test_it_trains_two_tasks_and_acts(tiny, name):
         assert parameter.dtype == torch.float32
         assert parameter.device == tiny.device
         assert parameter.isfinite().all()
-    assert all(p.requires_grad for p in run.loop.trainable.values())
+    assert all(p.requires_grad for p in run.loop.engine.trainable.values())
     if "model" not in registry().strategies[name].phases:
         assert [p.requires_grad for p in run.loop.model.parameters()] == trained
     for state in run.loop.optimizer.state.values():

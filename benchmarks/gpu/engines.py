@@ -139,7 +139,7 @@ def measure(name: str, optimizer: str, size: Size, kind: str) -> dict:
     before = torch.cuda.memory_allocated() if kind == "cuda" else None
     model = random_model(size, device)
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
-    engine = make_engine(ENGINES[name], ranks)
+    engine = make_engine(ENGINES[name], ranks, on_cpu=model.device.type == "cpu")
     settings = OptimizerConfig()
     engine.prepare(model, lambda named: OPTIMIZERS[optimizer].make_optimizer(named, settings))
     step = Step(engine, model, random_batch(size))

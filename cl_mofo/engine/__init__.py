@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from cl_mofo.config import EngineConfig, Recipe
 from cl_mofo.engine.base import Engine
@@ -24,21 +24,28 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Ranks", "SingleEngine", "check_engine", "make_engine"]
 
 
-def make_engine(config: EngineConfig, ranks: Ranks) -> Engine:
+def make_engine(config: EngineConfig, ranks: Ranks, *, on_cpu: bool = True) -> Engine:
     """Return the engine that a recipe names.
 
+    Args:
+        config: which.
+        ranks: the processes of the run.
+        on_cpu: whether the model computes on a CPU.
+
     Raises:
-        UserError: DeepSpeed is wanted and not there.
+        UserError: DeepSpeed is wanted, and not there or does not start.
     """
     if config.kind == "deepspeed":
         from cl_mofo.engine.zero import DeepSpeedEngine
 
-        return DeepSpeedEngine(config, ranks)
+        return DeepSpeedEngine(config, ranks, on_cpu=on_cpu)
     if config.kind == "fsdp":
         from cl_mofo.engine.fsdp import FSDPEngine
 
         return FSDPEngine(config, ranks)
-    return SingleEngine(ranks)
+    if config.kind == "torch":
+        return SingleEngine(ranks)
+    assert_never(config.kind)
 
 
 def check_engine(engine: Engine, recipe: Recipe, strategies: Sequence[Strategy]) -> None:

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +30,6 @@ class Engine(ABC):
         ranks: the processes of the run.
     """
 
-    name: ClassVar[str]
-    """What messages call it."""
     holds_no_tensor_back: str | None = None
     """Why a step cannot leave some tensors and their moments as they are; None if it can."""
 

@@ -26,8 +26,6 @@ from cl_mofo.optim.shards import local
 class FSDPEngine(SpreadEngine):
     """Everything spread, tensor by tensor."""
 
-    name = "fsdp"
-
     def __init__(self, config: EngineConfig, ranks: Ranks) -> None:
         super().__init__(ranks)
         self.config = config
@@ -44,6 +42,8 @@ class FSDPEngine(SpreadEngine):
         for layer in layers(self.module):
             fully_shard(layer, mesh=mesh, offload_policy=policy)
         fully_shard(self.module, mesh=mesh, offload_policy=policy)
+        # Avalanche moves its model to its device; these shards stay where FSDP has put them.
+        self.module.to = lambda *args, **kwargs: self.module
         named = self.module.named_parameters()
         self._trainable = {name: p for name, p in named if p.requires_grad}
         self.optimizer = make_optimizer(list(self._trainable.items()))
@@ -109,6 +109,7 @@ class FSDPEngine(SpreadEngine):
 
 
 def layers(module: Any) -> list[Any]:
-    """Return a model's repeated blocks: the members of its longest list of modules."""
-    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
-    return list(max(lists, key=len, default=()))
+    """Return a model's blocks: the members of its longest list of modules that is in no other."""
+    lists = {n: p for n, p in module.named_modules() if isinstance(p, torch.nn.ModuleList)}
+    outer = [p for n, p in lists.items() if not any(n.startswith(f"{other}.") for other in lists)]
+    return list(max(outer, key=len, default=()))

@@ -23,6 +23,11 @@ TESTED = "0.19"
 """The releases of DeepSpeed whose private attributes are known to be as they are read here."""
 
 
+def compile_nothing(deepspeed: Any) -> None:
+    """Keep DeepSpeed from compiling its collective in shared memory: gloo needs no compiler."""
+    getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
 class Internals(ABC):
     """Where a stage of ZeRO keeps this rank's part of weights, gradients and moments.
 
@@ -48,7 +53,7 @@ class Internals(ABC):
             found = {} if absent else self._found()
             faults = absent or self._faults(found)
         except (AttributeError, KeyError, TypeError, IndexError) as error:
-            faults = [str(error)]
+            faults = [repr(error)]
         if faults:
             raise UserError(
                 f"DeepSpeed {version('deepspeed')} keeps its state otherwise than cl-mofo knows "
@@ -186,11 +191,13 @@ class ZeRO12(Internals):
         "bit16_groups",
         "cpu_offload",
         "micro_step_id",
+        "offload_gradient_dict",
         "param_names",
         "reset_cpu_buffers",
         "single_partition_of_fp32_groups",
         "update_lp_params",
         "zero_grad",
+        "_wait_for_offload_copies",
     )
 
     def _found(self) -> dict[int, tuple[Tensor, dict[str, Piece]]]:
@@ -201,6 +208,9 @@ class ZeRO12(Internals):
                 name = self.zero.param_names[parameter]
                 mapping = parameter._hp_mapping
                 address = mapping and mapping.hp_fragment_address
+                if mapping:  # what `gradients` will ask for
+                    _ = mapping.get_lp_grad_fragment, mapping.param_group_index
+                    _ = parameter._index_in_param_group
                 start, numel = (address.start, address.numel) if address else (0, 0)
                 pieces[name] = Piece(name, start, numel, self.sizes[name])
             found[i] = (self.zero.single_partition_of_fp32_groups[i], pieces)
@@ -208,6 +218,7 @@ class ZeRO12(Internals):
 
     def gradients(self) -> dict[str, Tensor]:
         """Return this rank's part of the gradients, flat, as the step will read them."""
+        self.zero._wait_for_offload_copies()  # which are on their way to the host
         found = {}
         for name, parameter in self.trainable.items():
             mapping = parameter._hp_mapping

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,13 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
-from torch.distributed.rendezvous import rendezvous
 
 from cl_mofo.config import EngineConfig
+from cl_mofo.engine.meeting import meet
 from cl_mofo.errors import LostRankError, TrainingError, UserError
-
-SPARE = 5.0
-"""Seconds by which torch may be late when it waits no longer."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0)))
 
 
-def join(config: EngineConfig) -> Ranks:
+def join(config: EngineConfig, *, on_cpu: bool = False) -> Ranks:
     """Meet the other processes of the run; one alone, on one device, has nobody to meet.
 
     Raises:
@@ -140,10 +136,10 @@ def join(config: EngineConfig) -> Ranks:
             )
         return ranks
     if not dist.is_initialized():
-        _meet(ranks, timedelta(minutes=config.timeout_minutes))
+        meet(ranks.rank, ranks.count, timedelta(minutes=config.timeout_minutes))
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     with ranks.together():
-        device = _accelerator()
+        device = None if on_cpu else _accelerator()
     return replace(ranks, device=device)
 
 
@@ -151,70 +147,16 @@ def _accelerator() -> int | None:
     """Take this process's accelerator of its machine's."""
     if not torch.cuda.is_available():
         return None
-    if local_rank() >= torch.cuda.device_count():
+    index = local_rank()
+    if torch.cuda.device_count() == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        index = 0  # a scheduler has given each process its own
+    if index >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank()} of its machine, counted from 0, has no GPU: there are "
             f"{torch.cuda.device_count()}. Start one process for each GPU"
         )
-    torch.cuda.set_device(local_rank())
-    return local_rank()
-
-
-def _meet(ranks: Ranks, timeout: timedelta) -> None:
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if ranks.count == 1:
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-        return
-    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    cannot = f"the {ranks.count} processes of the run cannot meet"
-    if not address or not port or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(
-            f"{cannot}: MASTER_ADDR={address or ''} and MASTER_PORT={port or ''} in the "
-            f"environment should say where. Start the processes with torchrun or deepspeed, which "
-            f"set them"
-        )
-    try:
-        store = _store(timeout)
-        dist.init_process_group(
-            backend, store=store, rank=ranks.rank, world_size=ranks.count, timeout=timeout
-        )
-    except (RuntimeError, ValueError) as error:
-        if "in use" in str(error) or "EADDRINUSE" in str(error):
-            raise UserError(
-                f"{cannot}: port {port} is in use by another program or run; give another "
-                f"(torchrun --master-port 29511, deepspeed --master_port 29511)"
-            ) from error
-        reason = next(iter(str(error).splitlines()), repr(error))
-        raise LostRankError(
-            f"{cannot}: is {address}:{port} reachable from every machine, free of other programs, "
-            f"and did all {ranks.count} processes start? ({reason}; waited "
-            f"engine.timeout_minutes={timeout.total_seconds() / 60:g})"
-        ) from error
-
-
-def _store(timeout: timedelta) -> Any:
-    """Return the store at which the processes meet.
-
-    Raises:
-        RuntimeError: it cannot be made or reached in time.
-    """
-    made: list[Any] = []
-
-    def make() -> None:
-        try:
-            made.append(next(rendezvous("env://", timeout=timeout))[0])
-        except (RuntimeError, ValueError) as error:
-            made.append(error)
-
-    # In a thread, as torch waits for ever for the answer of a program that is no store.
-    making = threading.Thread(target=make, daemon=True)
-    making.start()
-    making.join(timeout.total_seconds() + SPARE)
-    (store,) = made or [RuntimeError("whoever listens there does not answer")]
-    if isinstance(store, Exception):
-        raise store
-    return dist.PrefixStore("default_pg", store)  # type: ignore[attr-defined]
+    torch.cuda.set_device(index)
+    return index
 
 
 def wait_at_most(config: EngineConfig) -> None:

@@ -61,8 +61,8 @@ class SpreadEngine(Engine):
         if state.get("ranks") != here:
             raise ValueError(f"the state is of [rank, ranks] {state.get('ranks')}, not {here}")
         check_same(self.parameters(), state["model"])
-        if not self._moments():
-            self._make_moments(state["optimizer"])
+        self.optimizer.state.clear()
+        self._make_moments(state["optimizer"])
         with torch.no_grad():
             for name, part in self.parameters().items():
                 part.copy_(state["model"][name])

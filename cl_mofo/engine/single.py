@@ -18,8 +18,6 @@ from cl_mofo.model import LanguageModel
 class SingleEngine(Engine):
     """Everything whole, on one device."""
 
-    name = "torch"
-
     def prepare(self, language_model: LanguageModel, make_optimizer: MakeOptimizer) -> None:
         """Make the optimizer; the model is left as it is."""
         self.module = language_model.module

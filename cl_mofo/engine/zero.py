@@ -19,7 +19,7 @@ from torch.nn.utils import get_total_norm
 
 from cl_mofo.config import EngineConfig
 from cl_mofo.engine.base import Copy, MakeOptimizer
-from cl_mofo.engine.internals import Internals, Whole, ZeRO3, ZeRO12
+from cl_mofo.engine.internals import Internals, Whole, ZeRO3, ZeRO12, compile_nothing
 from cl_mofo.engine.ranks import Ranks
 from cl_mofo.engine.shared import Moments, SpreadEngine
 from cl_mofo.errors import UserError
@@ -27,12 +27,20 @@ from cl_mofo.model import LanguageModel
 
 
 class DeepSpeedEngine(SpreadEngine):
-    """What the ZeRO stage spreads: 0 nothing, 1 moments, 2 gradients too, 3 weights too."""
+    """What the ZeRO stage spreads: 0 nothing, 1 moments, 2 gradients too, 3 weights too.
 
-    name = "deepspeed"
+    Args:
+        config: stage and offload.
+        ranks: the processes of the run.
+        on_cpu: whether the model computes on a CPU.
 
-    def __init__(self, config: EngineConfig, ranks: Ranks) -> None:
+    Raises:
+        UserError: DeepSpeed is not there, or does not start.
+    """
+
+    def __init__(self, config: EngineConfig, ranks: Ranks, *, on_cpu: bool) -> None:
         super().__init__(ranks)
+        self._deepspeed = import_deepspeed(on_cpu=on_cpu)
         self.config = config
         self.stage = config.zero_stage
         if self.stage:
@@ -42,8 +50,14 @@ class DeepSpeedEngine(SpreadEngine):
             )
 
     def prepare(self, language_model: LanguageModel, make_optimizer: MakeOptimizer) -> None:
-        """Hand model and optimizer to DeepSpeed, and tell the optimizer what it is given."""
-        deepspeed = import_deepspeed(language_model.device)
+        """Hand model and optimizer to DeepSpeed, and tell the optimizer what it is given.
+
+        An optimizer that does more than move each entry by itself has a method `shard`, as
+        `cl_mofo.MoFO` has: it is told which parts of which tensors its flat parameters hold.
+
+        Raises:
+            UserError: this release of DeepSpeed keeps its state otherwise than is known.
+        """
         self.module = language_model.module
         if self.stage == 3:
             self._copy = Copy(self.module)
@@ -51,7 +65,7 @@ class DeepSpeedEngine(SpreadEngine):
         self._trainable = {name: p for name, p in named if p.requires_grad}
         self._sizes = {name: p.numel() for name, p in self._trainable.items()}
         self.optimizer = make_optimizer(list(self._trainable.items()))
-        self._engine, *_ = deepspeed.initialize(
+        self._engine, *_ = self._deepspeed.initialize(
             model=self.module,
             optimizer=self.optimizer,
             config=settings(self.config, self.ranks.count, language_model.compute_dtype),
@@ -103,9 +117,17 @@ class DeepSpeedEngine(SpreadEngine):
         )
 
     def freeze(self, names: frozenset[str]) -> None:
-        """Let steps move all but these, where the stage can (`holds_no_tensor_back`)."""
+        """Let steps move all but these, where the stage can.
+
+        Raises:
+            UserError: it cannot.
+        """
         if self.holds_no_tensor_back is None:
             super().freeze(names)
+        elif names:
+            raise UserError(
+                f"{min(names)} is to be kept out of a step, which {self.holds_no_tensor_back}"
+            )
 
     def step(self) -> None:
         """Let the optimizer take its step."""
@@ -120,10 +142,8 @@ class DeepSpeedEngine(SpreadEngine):
         self._engine.destroy()
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
-        import deepspeed
-
         for name, parameter in self.module.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter]):
+            with self._deepspeed.zero.GatheredParameters([parameter]):
                 yield name, parameter.detach().clone()
 
     def _moments(self) -> dict[str, Moments]:
@@ -168,13 +188,13 @@ def settings(config: EngineConfig, ranks: int, compute_dtype: torch.dtype) -> di
     }
 
 
-def import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed, quietly, for a device.
+def import_deepspeed(*, on_cpu: bool) -> Any:
+    """Import DeepSpeed, quietly.
 
     Raises:
         UserError: it is not installed, or wants a compiler that is not there.
     """
-    if device.type == "cpu":
+    if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")  # which it wants of one process too
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -192,7 +212,6 @@ def import_deepspeed(device: torch.device) -> Any:
             f"recipe key engine.kind: deepspeed does not start ({reason}). It looks for a compiler "
             f"and, beside a GPU, for CUDA's (CUDA_HOME): install them, or give engine.kind=fsdp"
         ) from error
-    if device.type == "cpu":
-        # Its collective in shared memory would be compiled first; gloo needs no compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_cpu:
+        compile_nothing(deepspeed)
     return deepspeed

@@ -56,7 +56,7 @@ def answer(
         prompts: texts.
         settings: decoding and batch size.
         seed: what sampled decoding starts from.
-        advance: told of progress, of all ranks' together.
+        advance: told of progress, by the first rank for all, whose tokens it estimates by its own.
         ranks: the processes that share the prompts; all get all answers.
     """
     from transformers import GenerationConfig

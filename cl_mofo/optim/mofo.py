@@ -10,8 +10,7 @@ For every parameter tensor, a partition of d entries, with gradient g at step t:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, Literal, overload
 
@@ -19,30 +18,11 @@ import torch
 from torch import Tensor
 
 from cl_mofo.optim.nonfinite import GradientCheck
-from cl_mofo.optim.options import check_options, check_parameter
-from cl_mofo.optim.selection import Share, count, largest
-from cl_mofo.optim.sharded import largest_sharded
+from cl_mofo.optim.options import OPTIONS, check_options, check_parameter
+from cl_mofo.optim.selection import Share
 from cl_mofo.optim.shards import Shards, local, shards_of
 from cl_mofo.optim.step import move, new_state, update_moments, zero_moment
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A parameter that a step is for."""
-
-    options: dict[str, Any]
-    param: Tensor
-    grad: Tensor
-    shards: Shards
-
-    def counts(self) -> list[int] | None:
-        """Return how many entries of each of its tensors move; None if all of them do."""
-        fraction = self.options["update_fraction"]
-        pieces = self.shards.pieces
-        if fraction is None:
-            return None
-        counts = [count(fraction, piece.size) for piece in pieces]
-        return None if counts == [piece.size for piece in pieces] else counts
+from cl_mofo.optim.work import Work, selections
 
 
 class MoFO(torch.optim.Optimizer):
@@ -102,7 +82,8 @@ class MoFO(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._unread = None
-        self._shards = {}
+        # torch calls this when it loads a state, too, and then what `shard` said still holds.
+        self._shards = self.__dict__.get("_shards", {})
 
     def shard(self, shards: Mapping[Tensor, Shards]) -> None:
         """Say what flat parameters hold, each of which is one partition otherwise.
@@ -152,7 +133,7 @@ class MoFO(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = [
-            _Work(group, param, param.grad, self._shards.get(param) or shards_of(name, param))
+            Work(group, param, param.grad, self._shards.get(param) or shards_of(name, param))
             for group, name, param in self._parameters()
             if param.grad is not None
         ]
@@ -169,7 +150,7 @@ class MoFO(torch.optim.Optimizer):
             undo = None if verdict is None else verdict.to(item.param.device, non_blocking=True)
             discards.append(undo)
             rules.append(update_moments(item.param, item.grad, state, item.options, undo))
-        selected = zip(work, rules, discards, self._selections(work), strict=True)
+        selected = zip(work, rules, discards, selections(work, self.state), strict=True)
         for item, rule, undo, chosen in selected:
             move(item.param, self.state[item.param], item.options, rule, chosen, undo)
         return loss
@@ -195,7 +176,7 @@ class MoFO(torch.optim.Optimizer):
         def look(_: torch.optim.Optimizer, final: dict[str, Any]) -> None:
             given.update(final)
             for group in final["param_groups"]:
-                if absent := self.defaults.keys() - group.keys():
+                if absent := OPTIONS - group.keys():
                     raise ValueError(f"the saved groups have no {min(absent)}: they are not MoFO's")
                 check_options(dict(group))
             for name, param, saved in self._saved(final):
@@ -234,36 +215,7 @@ class MoFO(torch.optim.Optimizer):
                     name = f"parameter {index} of group {number}, shape {tuple(param.shape)}"
                 yield group, name, param
 
-    def _selections(self, work: list[_Work]) -> Iterator[Tensor | None]:
-        """Yield for each parameter the flat indices of its entries that move; None for all.
-
-        Those of tensors that are spread over ranks are found together, before the first is needed.
-        """
-        spread: dict[Any, list[tuple[Tensor, int, int]]] = {}
-        for item in work:
-            counts = item.counts()
-            if counts is not None and item.shards.ranks is not None:
-                exp_avg = local(self.state[item.param]["exp_avg"])
-                spread.setdefault((item.shards.ranks, exp_avg.dtype), []).extend(
-                    (piece.of(exp_avg), k, piece.size)
-                    for piece, k in zip(item.shards.pieces, counts, strict=True)
-                )
-        found = {}
-        for key, held in spread.items():
-            parts, ks, sizes = zip(*held, strict=True)
-            found[key] = largest_sharded(parts, ks, sizes, key[0])
-        for item in work:
-            counts, pieces = item.counts(), item.shards.pieces
-            if counts is None:
-                yield None
-                continue
-            exp_avg = self.state[item.param]["exp_avg"]
-            indices = found.get((item.shards.ranks, exp_avg.dtype))
-            if indices is None:
-                indices = map(largest, (piece.of(exp_avg) for piece in pieces), counts)
-            yield torch.cat([next(indices) + piece.start for piece in pieces])
-
-    def _verdict(self, work: list[_Work]) -> Tensor | None:
+    def _verdict(self, work: list[Work]) -> Tensor | None:
         """Refuse gradients that are not finite, or return the device's flag that discards them."""
         gradients = [
             (piece.name, piece.of(local(item.grad).reshape(-1)))

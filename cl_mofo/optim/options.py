@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OPTIONS = frozenset({"lr", "betas", "eps", "weight_decay", "update_fraction", "decay"})
 DECAYS = ("selected", "all")
 
 MOMENT_DTYPES = {
