@@ -84,6 +84,25 @@ def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
         return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
+class Parts:
+    """What of whole tensors lies on this rank, in an engine's parameters."""
+
+    def __init__(self, engine: Any, ranks: Ranks) -> None:
+        self.engine = engine
+        self.shapes = {n: part.shape for n, part in engine.parameters().items()}
+        held = ranks.gather({n: shape.numel() for n, shape in self.shapes.items()})
+        self.first = {n: sum(rank[n] for rank in held[: ranks.rank]) for n in held[0]}
+
+    def of(self, name: str, whole: torch.Tensor) -> torch.Tensor:
+        shape, first = self.shapes[name], self.first[name]
+        if shape == whole.shape:
+            return whole
+        return whole.flatten()[first : first + shape.numel()].view(shape)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {n: part.clone() for n, part in self.engine.parameters().items()}
+
+
 # Identical gradients.
 
 
@@ -141,7 +160,7 @@ def fed(ranks: Ranks) -> list[Any]:
         )
         engine = make_engine(config, ranks)
         engine.prepare(model, optimizer)
-        sizes = ranks.gather({n: part.numel() for n, part in engine.parameters().items()})
+        parts = Parts(engine, ranks)
         before = whole_weights(alone)
         differing = selected = tied = 0
         furthest = 0.0
@@ -155,23 +174,24 @@ def fed(ranks: Ranks) -> list[Any]:
             for n, parameter in alone.trainable.items():
                 parameter.grad.copy_(given[n])
             for n, part in engine.gradients().items():
-                if part.shape == shapes[n]:
-                    part.copy_(given[n])
-                    continue
-                first = sum(rank[n] for rank in sizes[: ranks.rank])
-                part.copy_(given[n].flatten()[first : first + part.numel()].view(part.shape))
+                part.copy_(parts.of(n, given[n]))
             alone.step()
             engine.step()
-            ours, theirs = whole_weights(engine), whole_weights(alone)
-            for n in shapes:
-                mine, right = ours[n] != before[n], theirs[n] != before[n]
-                differing += int((mine != right).sum())
-                selected += int(right.sum())
+            theirs = whole_weights(alone)
+            for n, ours in engine.parameters().items():
+                right = theirs[n] != before[n]
                 assert int(right.sum()) == count(fraction, right.numel())
+                mine = ours != parts.of(n, before[n])
+                differing += int((mine != parts.of(n, right)).sum())
+                selected += int(mine.sum())
                 moment = alone.optimizer.state[alone.trainable[n]]["exp_avg"].abs()
                 tied += int(moment.numel() - moment.unique().numel())
-                furthest = max(furthest, float((ours[n] - theirs[n]).abs().max()))
+                if len(ours):
+                    apart = (ours - parts.of(n, theirs[n])).abs().max()
+                    furthest = max(furthest, float(apart))
             before = theirs
+        ours = whole_weights(engine)
+        assert all(torch.equal(ours[n], before[n]) for n in before)
         results.append(
             {
                 "engine": name,
@@ -253,17 +273,18 @@ def stream(tasks: Any, rows: int) -> Any:
 
 
 class Trace:
-    """Momenta and weights after every step."""
+    """Momenta after every step of one process, and weights, as far as they lie here."""
 
-    def __init__(self, loop: Loop) -> None:
-        self.loop = loop
-        self.weights = [whole_weights(loop.engine)]
+    def __init__(self, loop: Loop, ranks: Ranks) -> None:
+        self.parts = Parts(loop.engine, ranks)
+        self.weights = [self.parts.weights()]
         self.moments: list[dict[str, torch.Tensor]] = []
+        self.final: dict[str, torch.Tensor] = {}
         step = loop.engine.step
 
         def noted() -> None:
             step()
-            self.weights.append(whole_weights(loop.engine))
+            self.weights.append(self.parts.weights())
             if isinstance(loop.engine, SingleEngine):
                 state = loop.optimizer.state
                 self.moments.append(
@@ -292,9 +313,10 @@ def end_to_end(ranks: Ranks) -> list[Any]:
         for name, config in {"alone": None, **ENGINES}.items():
             engine = SingleEngine() if config is None else make_engine(config, ranks)
             loop, _ = build(small(), engine, settings)
-            traces[name] = Trace(loop)
+            traces[name] = Trace(loop, ranks)
             for experience in stream(["FOMC"], 8 * STEPS // 2):
                 loop.train(experience, eval_streams=[])
+            traces[name].final = whole_weights(engine)
             engine.close()
         alone = traces.pop("alone")
         for name, trace in traces.items():
@@ -311,9 +333,10 @@ def compare(alone: Trace, trace: Trace, fraction: float) -> dict[str, Any]:
             if moment.dim() < 2 or fraction == 1:
                 continue  # nothing is selected: norms are not filtered
             masks = [w[step + 1][name] != w[step][name] for w in (alone.weights, trace.weights)]
-            selected += int(masks[0].sum())
+            selected += int(masks[1].sum())
             threshold = moment.flatten().topk(count(fraction, moment.numel())).values[-1]
-            other = moment[masks[0] != masks[1]]
+            here = trace.parts.of(name, masks[0]) != masks[1]
+            other = trace.parts.of(name, moment)[here]
             differing += len(other)
             if len(other):
                 furthest = max(furthest, float((other / threshold - 1).abs().max()))
@@ -321,7 +344,7 @@ def compare(alone: Trace, trace: Trace, fraction: float) -> dict[str, Any]:
         "selected": selected,
         "differing": differing,
         "furthest": furthest,
-        "error": apart(trace.weights[-1], alone.weights[-1]),
+        "error": apart(trace.final, alone.final),
     }
 
 

@@ -28,16 +28,15 @@ from tests.engine_cases import (
     combinations,
     run_both_tasks,
 )
-from tests.ranks import ROOT, on_ranks
+from tests.ranks import LAUNCHES, ROOT
 
 SCALE = ROOT / "docs" / "scale.md"
 BEGIN, END = (f"<!-- engines x strategies: {place} -->" for place in ("begin", "end"))
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def exact(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exact")
-    return on_ranks("tests.engine_cases:exact", request.param, folder, seconds=600)
+def exact(request):
+    return LAUNCHES.result("exact", request.param)
 
 
 @pytest.mark.slow
@@ -49,19 +48,21 @@ def test_given_gradients_move_the_same_entries_to_the_same_bits(exact):
         for row in found.values():
             assert row["differing"] == 0
             assert row["furthest"] == 0.0
-            assert row["selected"] > 1000 * STEPS
             assert row["tied"] > 1000 * STEPS
+    for case in zip(*(rank["fed"] for rank in exact), strict=True):
+        assert sum(row["selected"] for row in case) > 1000 * STEPS
 
 
 @pytest.mark.slow
 def test_the_same_global_batches_train_the_same_model(exact):
-    found = {(row["engine"], row["fraction"]): row for row in exact[0]["end_to_end"]}
-    assert found.keys() == {(engine, fraction) for engine in ENGINES for fraction in FRACTIONS}
-    for row in found.values():
-        assert row["error"] < 1e-5
-        assert row["furthest"] < 1e-5  # of those that differ, the distance to the threshold
-        assert row["differing"] <= 1e-4 * row["selected"]
-        assert (row["selected"] > 1000 * STEPS) == (row["fraction"] < 1)
+    for rank in exact:
+        found = {(row["engine"], row["fraction"]): row for row in rank["end_to_end"]}
+        assert found.keys() == {(engine, fraction) for engine in ENGINES for fraction in FRACTIONS}
+        for row in found.values():
+            assert row["error"] < 1e-5
+            assert row["furthest"] < 1e-5  # of those that differ, the distance to the threshold
+            assert row["differing"] <= 1e-4 * row["selected"]
+            assert (row["selected"] > 1000 * STEPS) == (row["fraction"] < 1)
 
 
 @pytest.mark.slow
@@ -77,9 +78,8 @@ def test_what_one_rank_finds_not_finite_stops_all(exact):
 
 
 @pytest.fixture(scope="module")
-def complete(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("complete")
-    return on_ranks("tests.engine_cases:complete", 2, folder, seconds=900)
+def complete():
+    return LAUNCHES.result("complete", 2)
 
 
 @pytest.mark.slow
@@ -198,10 +198,9 @@ def test_more_ranks_than_the_batch_has_parts_are_refused(ranks, settings, told):
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both():
     """Whole runs by two ranks, and by this process alone."""
-    folder = tmp_path_factory.mktemp("runs")
-    told = on_ranks("tests.engine_cases:runs", 2, folder, seconds=900)
+    folder, told = LAUNCHES.folder("runs", 2), LAUNCHES.result("runs", 2)
     for strategy in RUNS:
         run_both_tasks(strategy, EngineConfig(), folder / "alone" / strategy)
     return folder, told

@@ -290,8 +290,13 @@ class ZeRO3(Internals):
         return found
 
     def discard_gradients(self) -> None:
-        """Forget the gradients, as a step does at its end: the next ones overwrite them."""
+        """Forget the gradients, as a step does at its end.
+
+        The next ones overwrite them, but not those of a tensor that a batch does not use.
+        """
         self.zero.zero_grad(set_to_none=True)
+        for gradient in self.gradients().values():
+            gradient.zero_()
 
     def written(self) -> None:
         """Bring what was written into `parameters` to the module's weights."""
