@@ -139,13 +139,11 @@ class TaskSequence:
                 self.loop.train(experience, eval_streams=[])
             self.learned = i + 1
             folder.write_record(_after(self.learned, plan), self._records())
-            if self.recipe.evaluation.distance:
-                with self.loop.engine.whole() as module:
-                    if self.ranks.first:
-                        self.distances.append(distance(self.loop.weights(module), start))
             tested = range(len(plans)) if self.recipe.evaluation.tasks == "all" else range(i + 1)
             row = self.scores[i], self.metrics[i], self.losses[i]
             with self._timed("evaluation"), self.loop.evaluating() as model:
+                if start:
+                    self.distances.append(distance(self.loop.weights(model.module), start))
                 self._evaluate(model, i + 1, tested, *row)
             self.observer.measured(self._write())
         if self.recipe.save_model:
