@@ -19,36 +19,8 @@ from cl_mofo.model import LanguageModel, load_model
 torch.set_num_threads(1)
 repair_torchvision()  # before any test file imports avalanche
 
-from tests.ranks import LAUNCHES  # noqa: E402
-
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-
-
-# What several processes compute takes minutes: it is begun at once and asked for last. Tests that
-# time processes of their own come after it.
-LAST = ("test_engines.py", "test_ranks.py")
-LAUNCHED = {
-    "exact": [("exact", 2), ("exact", 3)],
-    "complete": [("complete", 2)],
-    "both": [("runs", 2)],
-}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else -1)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-    for fixture, launches in LAUNCHED.items():
-        if fixture in wanted and not session.config.option.collectonly:
-            for launch in launches:
-                LAUNCHES.begin(*launch)
-
-
-def pytest_unconfigure() -> None:
-    LAUNCHES.stop()
 
 
 @pytest.fixture(scope="session")

@@ -71,9 +71,9 @@ class ScaledLlama(LlamaForCausalLM):
 def small(kind: type[LlamaForCausalLM] = LlamaForCausalLM, **shape: Any) -> LanguageModel:
     """A small Llama, of whose tensors three ranks have uneven parts."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 1280, "hidden_size": 40, "intermediate_size": 50} | shape
+    sizes = {"vocab_size": 1280, "hidden_size": 40, "intermediate_size": 50, "num_hidden_layers": 2}
     config = LlamaConfig(
-        **sizes, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, eos_token_id=0
+        **sizes | shape, num_attention_heads=4, num_key_value_heads=2, eos_token_id=0
     )
     tokenizer = load_tokenizer(ModelConfig(path="tiny"))
     return LanguageModel(kind(config), tokenizer, torch.device("cpu"), torch.float32)
@@ -149,7 +149,7 @@ def fed(ranks: Ranks) -> list[Any]:
     for (name, config), fraction in itertools.product((ENGINES | OFFLOADED).items(), FRACTIONS):
         if name in OFFLOADED and fraction != FRACTIONS[0]:
             continue
-        model = small(ScaledLlama, vocab_size=61)
+        model = small(ScaledLlama, vocab_size=61, num_hidden_layers=1)
         shapes = {n: p.shape for n, p in model.module.named_parameters()}
         # The decay moves every selected entry visibly, whatever its momentum.
         optimizer = functools.partial(mofo, fraction=fraction, lr=0.01, weight_decay=0.5)
@@ -312,7 +312,7 @@ def end_to_end(ranks: Ranks) -> list[Any]:
         traces = {}
         for name, config in {"alone": None, **ENGINES}.items():
             engine = SingleEngine() if config is None else make_engine(config, ranks)
-            loop, _ = build(small(), engine, settings)
+            loop, _ = build(small(num_hidden_layers=1), engine, settings)
             traces[name] = Trace(loop, ranks)
             for experience in stream(["FOMC"], 8 * STEPS // 2):
                 loop.train(experience, eval_streams=[])

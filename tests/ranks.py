@@ -8,17 +8,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +53,6 @@ def start(command: Sequence[str], ranks: int, folder: Path, **more: str) -> list
                     preexec_fn=_hear_interrupts if _interrupts_are_ignored() else None,
                 )
             )
-    STARTED.extend(processes)
     return processes
 
 
@@ -87,52 +82,6 @@ def on_ranks(function: str, ranks: int, folder: Path, seconds: float = 300) -> l
     told = [(folder / f"{rank}.err").read_text()[-4000:] for rank in range(ranks)]
     assert not any(codes), "\n".join(told)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
-
-
-class Launches:
-    """Launches that compute while other tests run, one after another, in their order of asking."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._begun: dict[tuple[str, int], Future[list[Any]]] = {}
-
-    @cached_property
-    def _folder(self) -> Path:
-        return Path(mkdtemp(prefix="launches-"))
-
-    def begin(self, function: str, ranks: int) -> Future[list[Any]]:
-        """Start `tests.engine_cases:function` on so many ranks, if it is not under way."""
-        if (function, ranks) not in self._begun:
-            self._begun[function, ranks] = self._pool.submit(
-                on_ranks,
-                f"tests.engine_cases:{function}",
-                ranks,
-                self.folder(function, ranks),
-                seconds=1500,
-            )
-        return self._begun[function, ranks]
-
-    def folder(self, function: str, ranks: int) -> Path:
-        """Return where a launch writes."""
-        return self._folder / f"{function}-{ranks}"
-
-    def result(self, function: str, ranks: int) -> list[Any]:
-        """Wait for what each rank returns."""
-        return self.begin(function, ranks).result()
-
-    def stop(self) -> None:
-        """End what is under way, and remove what it wrote."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in STARTED:
-            process.kill()
-        self._pool.shutdown()
-        if self._begun:
-            shutil.rmtree(self._folder)
-
-
-STARTED: list[Any] = []
-"""Every process started."""
-LAUNCHES = Launches()
 
 
 if __name__ == "__main__":

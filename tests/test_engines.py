@@ -28,15 +28,16 @@ from tests.engine_cases import (
     combinations,
     run_both_tasks,
 )
-from tests.ranks import LAUNCHES, ROOT
+from tests.ranks import ROOT, on_ranks
 
 SCALE = ROOT / "docs" / "scale.md"
 BEGIN, END = (f"<!-- engines x strategies: {place} -->" for place in ("begin", "end"))
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def exact(request):
-    return LAUNCHES.result("exact", request.param)
+def exact(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exact")
+    return on_ranks("tests.engine_cases:exact", request.param, folder, seconds=900)
 
 
 @pytest.mark.slow
@@ -78,8 +79,9 @@ def test_what_one_rank_finds_not_finite_stops_all(exact):
 
 
 @pytest.fixture(scope="module")
-def complete():
-    return LAUNCHES.result("complete", 2)
+def complete(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("complete")
+    return on_ranks("tests.engine_cases:complete", 2, folder, seconds=900)
 
 
 @pytest.mark.slow
@@ -198,9 +200,10 @@ def test_more_ranks_than_the_batch_has_parts_are_refused(ranks, settings, told):
 
 
 @pytest.fixture(scope="module")
-def both():
+def both(tmp_path_factory):
     """Whole runs by two ranks, and by this process alone."""
-    folder, told = LAUNCHES.folder("runs", 2), LAUNCHES.result("runs", 2)
+    folder = tmp_path_factory.mktemp("runs")
+    told = on_ranks("tests.engine_cases:runs", 2, folder, seconds=900)
     for strategy in RUNS:
         run_both_tasks(strategy, EngineConfig(), folder / "alone" / strategy)
     return folder, told
