@@ -51,7 +51,7 @@ def test_given_gradients_move_the_same_entries_to_the_same_bits(exact):
             assert row["furthest"] == 0.0
             assert row["tied"] > 1000 * STEPS
     for case in zip(*(rank["fed"] for rank in exact), strict=True):
-        assert sum(row["selected"] for row in case) > 1000 * STEPS
+        assert sum(row["selected"] for row in case) > 500 * STEPS
 
 
 @pytest.mark.slow
