@@ -89,12 +89,9 @@ class Internals(ABC):
 
     def parameters(self) -> dict[str, Tensor]:
         """Return this rank's part of the trained weights, flat, in float32."""
-        return self._by_name({i: flat.detach() for i, (flat, _) in self._pieces.items()})
-
-    def _by_name(self, flats: Mapping[int, Tensor]) -> dict[str, Tensor]:
         found = {
-            name: piece.of(flats[i])
-            for i, (_, pieces) in self._pieces.items()
+            name: piece.of(flat.detach())
+            for flat, pieces in self._pieces.values()
             for name, piece in pieces.items()
         }
         return {name: found[name] for name in self.trainable}
@@ -219,14 +216,13 @@ class ZeRO12(Internals):
     def gradients(self) -> dict[str, Tensor]:
         """Return this rank's part of the gradients, flat, as the step will read them."""
         self.zero._wait_for_offload_copies()  # which are on their way to the host
-        found = {}
+        zero, found = self.zero, {}
+        kept = zero.offload_gradient_dict if zero.cpu_offload else zero.averaged_gradients
         for name, parameter in self.trainable.items():
             mapping = parameter._hp_mapping
             if mapping is None:
                 found[name] = self.zero.single_partition_of_fp32_groups[0].detach()[:0]
                 continue
-            kept = self.zero.offload_gradient_dict if self.zero.cpu_offload else None
-            kept = self.zero.averaged_gradients if kept is None else kept
             if kept.get(mapping.param_group_index) is not None:
                 part = mapping.get_lp_grad_fragment(parameter._index_in_param_group)
                 found[name] = part.view(-1)
