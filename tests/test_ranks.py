@@ -380,8 +380,9 @@ def test_an_interrupt_of_all_ranks_is_one_line(tmp_path):
     for process in processes:
         process.send_signal(signal.SIGINT)
     assert finish(processes, 30) == [130, 130]
-    line = "cl-mofo: interrupted; what was measured so far is in the run folder\n"
-    assert outputs(tmp_path) == [line, ""]
+    # The first says it, unless it waits for the others just then: then one of them does.
+    told = "".join(outputs(tmp_path)).replace("rank 1: ", "")
+    assert told == "cl-mofo: interrupted; what was measured so far is in the run folder\n"
     usable(tmp_path / "run", "KeyboardInterrupt")
 
 
