@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from cl_mofo.randomness import random_state, set_random_state
@@ -59,7 +60,9 @@ def loop_state(loop: Loop) -> dict[str, Any]:
 
     Tensors are the loop's own: save them before the next step.
     """
+    ranks = loop.engine.ranks
     return {
+        "ranks": [ranks.rank, ranks.count],
         "position": asdict(Position.of(loop)),
         **loop.engine.state_dict(),
         "strategies": {strategy.name: strategy.state_dict() for strategy in loop.strategies},
@@ -81,7 +84,12 @@ def set_loop_state(loop: Loop, state: Mapping[str, Any]) -> None:
     loop.engine.load_state_dict(state)
     for strategy in loop.strategies:
         strategy.load_state_dict(_on(loop.device, state["strategies"][strategy.name]))
-    set_random_state(state["random"])
+    ranks = loop.engine.ranks
+    if state["ranks"] == [ranks.rank, ranks.count]:
+        set_random_state(state["random"])
+    else:  # no rank's draws may be another's, nor those that it has had before
+        numbers = [loop.recipe.seed, state["position"]["global_step"], ranks.rank, ranks.count]
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
     loop.resumed = Position(**state["position"])
     loop.task_index = loop.resumed.experience
     loop.resumed.restore(loop)

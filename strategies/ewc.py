@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from cl_mofo.checkpoint import Parts
 from cl_mofo.errors import TrainingError
 from cl_mofo.model import without_dropout
 from cl_mofo.strategy import Strategy
@@ -184,7 +185,7 @@ class EWC(Strategy):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sum of Fisher information and the anchor, by parameter."""
-        return {"fisher": dict(self.fisher), "anchor": dict(self.anchor)}
+        return {"fisher": Parts(self.fisher), "anchor": Parts(self.anchor)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""

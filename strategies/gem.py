@@ -40,6 +40,7 @@ import torch
 from pydantic import Field
 from scipy.optimize import nnls
 
+from cl_mofo.checkpoint import Parts
 from cl_mofo.episodic import (
     Episodic,
     all_inner_products,
@@ -192,10 +193,14 @@ class GEM(Episodic):
     def state_dict(self) -> dict[str, Any]:
         """Return the memories, and their gradients if a later step uses them again."""
         reused = self.rows if self.config.refresh > 1 else {}
-        return super().state_dict() | {"rows": dict(reused)}
+        tasks = range(len(self.memory) if reused else 0)
+        rows = [Parts({name: row[task] for name, row in reused.items()}) for task in tasks]
+        return super().state_dict() | {"rows": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         super().load_state_dict(state)
-        rows = state["rows"].items()
-        self.rows = {name: row.to("cpu") if self.config.offload else row for name, row in rows}
+        rows = state["rows"]
+        for name in rows[0] if rows else ():
+            row = torch.stack([gradients[name].reshape(-1) for gradients in rows])
+            self.rows[name] = row.to("cpu") if self.config.offload else row

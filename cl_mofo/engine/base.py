@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from cl_mofo.checkpoint import Parts, Span
 from cl_mofo.engine.ranks import Ranks
 from cl_mofo.model import LanguageModel
+from cl_mofo.optim.shards import local
 
+Moments = dict[str, Any]
+"""What an optimizer keeps of a tensor, by its name for it."""
 MakeOptimizer = Callable[[Sequence[tuple[str, Parameter]]], torch.optim.Optimizer]
 
 
@@ -111,17 +115,67 @@ class Engine(ABC):
     def whole(self) -> AbstractContextManager[Any]:
         """Give a module with whole weights on every rank, for as long as the context lasts."""
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Return this rank's weights and moments: tensors, and values that JSON can hold."""
+    @property
+    def spread(self) -> bool:
+        """Whether each rank holds its own part of a tensor, and not all of it."""
+        return False
+
+    def spans(self) -> dict[str, Span]:
+        """Return which entries of each trained tensor this rank holds."""
+        sizes = {name: part.numel() for name, part in self.parameters().items()}
+        below = self.ranks.gather(sizes)[: self.ranks.rank] if self.spread else []
+        return {name: Span(sum(held[name] for held in below), size) for name, size in sizes.items()}
 
     @abstractmethod
+    def _moments(self) -> dict[str, Moments]:
+        """Return by name what the optimizer keeps of each trained tensor's part.
+
+        Values are tensors of the part's shape, or one for the whole tensor, such as a counter.
+        """
+
+    @abstractmethod
+    def _make_moments(self, moments: Mapping[str, Moments]) -> None:
+        """Let the optimizer keep such values and no others; `_moments` then returns them."""
+
+    def _written(self) -> None:  # noqa: B027, as not every engine has to know
+        """Hear that what `parameters` returns has been written to."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this rank's weights and moments: tensors, and values that JSON can hold."""
+        parts = self.parameters()
+        moments: dict[str, Parts] = {}
+        others: dict[str, dict[str, Any]] = {}
+        for name, kept in self._moments().items():
+            for key, value in kept.items():
+                of_entries = isinstance(value, Tensor) and value.shape == parts[name].shape
+                (moments.setdefault(key, Parts()) if of_entries else others.setdefault(key, {}))[
+                    name
+                ] = value
+        return {"model": Parts(parts), "moments": moments, "counters": others}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned, on as many ranks.
+        """Take back what `state_dict` returned, of the parts that this rank has now.
 
         Raises:
             ValueError: it is of other parameters.
         """
+        parts = self.parameters()
+        check_same(parts, state["model"])
+        moments: dict[str, Moments] = {}
+        for key, values in [*state["moments"].items(), *state["counters"].items()]:
+            for name, value in values.items():
+                moments.setdefault(name, {})[key] = value
+        for values in state["moments"].values():
+            check_same({name: parts[name] for name in values if name in parts}, values)
+        self._make_moments(moments)
+        with torch.no_grad():
+            for name, part in parts.items():
+                part.copy_(state["model"][name])
+            for name, kept in self._moments().items():
+                for key, value in kept.items():
+                    if isinstance(value, Tensor):
+                        value.copy_(moments[name][key])
+        self._written()
 
     def close(self) -> None:  # noqa: B027, as not every engine holds anything
         """Let go of what the engine holds."""
@@ -151,6 +205,30 @@ class Copy:
         finally:
             for parameter in own.values():
                 parameter.data = parameter.new_empty(0)
+
+
+def fill(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Parameter],
+    moments: Mapping[str, Moments],
+) -> None:
+    """Let an optimizer keep values like these of the parameters, and no others.
+
+    Those of a part's shape are zeros, to be copied to; all others are these.
+    """
+    optimizer.state.clear()
+    for name, values in moments.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {key: _like(v, parameter) for key, v in values.items()}
+
+
+def _like(value: Any, parameter: Parameter) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape == local(parameter).shape:
+        form = torch.contiguous_format
+        return torch.zeros_like(parameter, dtype=value.dtype, memory_format=form)
+    return value.to(parameter.device, copy=True)
 
 
 def check_same(ours: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

@@ -16,9 +16,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.nn import Parameter
 
 from cl_mofo.config import EngineConfig
-from cl_mofo.engine.base import Copy, MakeOptimizer
+from cl_mofo.engine.base import Copy, MakeOptimizer, Moments, fill
 from cl_mofo.engine.ranks import Ranks
-from cl_mofo.engine.shared import Moments, SpreadEngine
+from cl_mofo.engine.shared import SpreadEngine
 from cl_mofo.model import LanguageModel
 from cl_mofo.optim.shards import local
 
@@ -96,16 +96,7 @@ class FSDPEngine(SpreadEngine):
         }
 
     def _make_moments(self, moments: Mapping[str, Moments]) -> None:
-        for name, values in moments.items():
-            parameter = self._trainable[name]
-            part = local(parameter)
-            self.optimizer.state[parameter] = {
-                key: torch.zeros_like(parameter) if value.shape == part.shape else value.clone()
-                for key, value in values.items()
-            }
-
-    def _written(self) -> None:
-        """Nothing: the parameters are what is computed with."""
+        fill(self.optimizer, self._trainable, moments)
 
 
 def layers(module: Any) -> list[Any]:

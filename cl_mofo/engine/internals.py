@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from cl_mofo.engine.base import fill
 from cl_mofo.errors import UserError
 from cl_mofo.optim.shards import Piece, Shards
 
@@ -114,7 +115,7 @@ class Internals(ABC):
         for flat, pieces in self._pieces.values():
             for key, value in optimizer.state.get(flat, {}).items():
                 for name, piece in pieces.items():
-                    of_parts = value.shape == flat.shape
+                    of_parts = isinstance(value, Tensor) and value.shape == flat.shape
                     kept.setdefault(name, {})[key] = piece.of(value) if of_parts else value
         return kept
 
@@ -122,11 +123,18 @@ class Internals(ABC):
         self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Let the optimizer keep such values of its flat tensors."""
+        optimizer.state.clear()
         for flat, pieces in self._pieces.values():
             for name, piece in pieces.items():
                 for key, value in moments.get(name, {}).items():
-                    of_parts = value.shape == (piece.numel,)
-                    made = torch.zeros_like(flat) if of_parts else value.clone()
+                    made = value
+                    if isinstance(value, Tensor):
+                        of_parts = value.shape == (piece.numel,)
+                        made = (
+                            torch.zeros_like(flat, dtype=value.dtype)
+                            if of_parts
+                            else value.to(flat.device, copy=True)
+                        )
                     optimizer.state[flat].setdefault(key, made)
 
 
@@ -172,8 +180,7 @@ class Whole(Internals):
         self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Let the optimizer keep such values."""
-        for name, values in moments.items():
-            optimizer.state[self.trainable[name]] = {k: v.clone() for k, v in values.items()}
+        fill(optimizer, self.trainable, moments)
 
     def written(self) -> None:
         """Nothing: the parameters are what is computed with."""

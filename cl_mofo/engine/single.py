@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
-from cl_mofo.engine.base import Engine, MakeOptimizer, check_same
+from cl_mofo.engine.base import Engine, MakeOptimizer, Moments, fill
 from cl_mofo.model import LanguageModel
 
 
@@ -69,18 +68,12 @@ class SingleEngine(Engine):
         """Give the module itself."""
         return nullcontext(self.module)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the trained weights, and the optimizer's state."""
-        return {"model": self.parameters(), "optimizer": self.optimizer.state_dict()}
+    def _moments(self) -> dict[str, Moments]:
+        return {
+            name: dict(self.optimizer.state[parameter])
+            for name, parameter in self._trainable.items()
+            if self.optimizer.state.get(parameter)
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned.
-
-        Raises:
-            ValueError: it is of other parameters.
-        """
-        check_same(self.parameters(), state["model"])
-        self.optimizer.load_state_dict(dict(state["optimizer"]))
-        with torch.no_grad():
-            for name, parameter in self._trainable.items():
-                parameter.copy_(state["model"][name])
+    def _make_moments(self, moments: Mapping[str, Moments]) -> None:
+        fill(self.optimizer, self._trainable, moments)

@@ -18,10 +18,10 @@ from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
 from cl_mofo.config import EngineConfig
-from cl_mofo.engine.base import Copy, MakeOptimizer
+from cl_mofo.engine.base import Copy, MakeOptimizer, Moments
 from cl_mofo.engine.internals import Internals, Whole, ZeRO3, ZeRO12, compile_nothing
 from cl_mofo.engine.ranks import Ranks
-from cl_mofo.engine.shared import Moments, SpreadEngine
+from cl_mofo.engine.shared import SpreadEngine
 from cl_mofo.errors import UserError
 from cl_mofo.model import LanguageModel
 
@@ -105,6 +105,11 @@ class DeepSpeedEngine(SpreadEngine):
     def discard_gradients(self) -> None:
         """Forget the gradients."""
         self._internals.discard_gradients()
+
+    @property
+    def spread(self) -> bool:
+        """Whether each rank holds its own part of a tensor: not at stage 0."""
+        return self.stage > 0
 
     def over_shards(self, tensor: Tensor) -> Tensor:
         """Return the sum over all parts; at stage 0 each rank holds everything."""

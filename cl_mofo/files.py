@@ -1,0 +1,104 @@
+"""Files that are there whole or not at all, and that tell whether they are as they were written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+"""What the name of a file or folder that is not complete ends with."""
+
+
+class DamagedError(Exception):
+    """What was read is not what was written: its text says which file, and what is wrong."""
+
+
+def synchronise(path: Path) -> None:
+    """Let what was written to a file, or the names in a folder, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # not every system can do so for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, whatever happens meanwhile; its folder is made if need be.
+
+    Raises:
+        OSError: it cannot be written; what was there before is there still.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # on a full disk its bytes are what others lack
+        raise
+
+
+def digest(path: Path) -> str:
+    """Return a file's SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_json(value: Any) -> bytes:
+    """Return a value as JSON in UTF-8; lone surrogates, which UTF-8 has not, stay escaped."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def from_json(content: bytes, where: str) -> Any:
+    """Return the value that JSON text stands for.
+
+    Raises:
+        DamagedError: it is no JSON.
+    """
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{where} is no JSON ({error})") from error
+
+
+def write_checked(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON with its own checksum.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = to_json(value)
+    checksum = hashlib.sha256(content).hexdigest()
+    write_whole(path, b'{"sha256":"' + checksum.encode() + b'","content":' + content + b"}\n")
+
+
+def read_checked(path: Path) -> dict[str, Any]:
+    """Return what `write_checked` wrote.
+
+    Raises:
+        DamagedError: the file is not there, cannot be read, or is not as it was written.
+    """
+    try:
+        found = from_json(path.read_bytes(), path.name)
+    except OSError as error:
+        raise DamagedError(f"{path.name} cannot be read ({error.strerror})") from error
+    content = found.get("content") if isinstance(found, dict) else None
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path.name} is not as it was written")
+    try:
+        intact = hashlib.sha256(to_json(content)).hexdigest() == found.get("sha256")
+    except (ValueError, RecursionError):
+        intact = False
+    if not intact:
+        raise DamagedError(f"{path.name} is not as it was written: its checksum differs")
+    return content
