@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cl_mofo.data.batches import MicroBatch, unsupervised
+from cl_mofo.memory import explained
 from cl_mofo.model import without_dropout
 
 if TYPE_CHECKING:
@@ -22,20 +24,32 @@ def accumulate(loop: Loop, batch: Sequence[MicroBatch], **kwargs: Any) -> None:
     loop.step_tokens = sum(micro.tokens for micro in batch)
     loop.step_positions = sum(micro.input_ids.numel() for micro in batch)
     loss_here = torch.zeros((), device=loop.device)
-    for micro in _share(loop, batch):
-        loop.mbatch = _avalanche_batch(loop, micro)
-        loop._before_forward(**kwargs)
-        loop.mb_output, loss = loop.loss_on(micro)
-        loop._after_forward(**kwargs)
-        loop.loss = loss / _divisor(loop, micro, len(batch))
-        loss_here += loop.loss.detach()
-        if micro.supervised:
-            for strategy in loop.acting:
-                loop.loss = strategy.on_loss(loop, micro, loop.loss)
-        loop._before_backward(**kwargs)
-        loop.backward()
-        loop._after_backward(**kwargs)
+    with _explained(loop, batch):
+        for micro in _share(loop, batch):
+            loop.mbatch = _avalanche_batch(loop, micro)
+            loop._before_forward(**kwargs)
+            loop.mb_output, loss = loop.loss_on(micro)
+            loop._after_forward(**kwargs)
+            loop.loss = loss / _divisor(loop, micro, len(batch))
+            loss_here += loop.loss.detach()
+            if micro.supervised:
+                for strategy in loop.acting:
+                    loop.loss = strategy.on_loss(loop, micro, loop.loss)
+            loop._before_backward(**kwargs)
+            loop.backward()
+            loop._after_backward(**kwargs)
     loop.step_loss = loop.engine.ranks.total(loss_here)
+
+
+def _explained(loop: Loop, batch: Sequence[MicroBatch]) -> AbstractContextManager[None]:
+    """Return the context in which a lack of memory is explained by a batch's micro-batches."""
+    examples, longest = (max(micro.input_ids.shape[i] for micro in batch) for i in (0, 1))
+    doing = (
+        f"a forward and backward pass was made over {examples} examples of up to {longest} tokens "
+        f"(task {loop.plan.task.name}, step {loop.step + 1} of {loop.total_steps})"
+    )
+    budget = min(longest, loop.plan.prompt_tokens)
+    return explained(doing, lambda missing: loop.remedies.computing(missing, examples, budget))
 
 
 def _share(loop: Loop, batch: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
@@ -69,7 +83,7 @@ def replace_gradients(loop: Loop, batch: Sequence[MicroBatch]) -> torch.Tensor:
     loop.engine.discard_gradients()
     supervised = max(1, sum(micro.supervised for micro in batch))
     total = torch.zeros((), device=loop.device)
-    with without_dropout(loop.model):
+    with without_dropout(loop.model), _explained(loop, batch):
         for micro in _share(loop, batch):
             loss = loop.loss_on(micro)[1] / supervised
             loop.engine.backward(loss)

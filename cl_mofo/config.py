@@ -136,7 +136,8 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How a step is computed; only `tokenisation` and `loss` change what is learned."""
+    """How a step is computed; only `tokenisation`, `loss` and `max_skipped_steps` change what is
+    learned."""
 
     micro_batch_size: PositiveInt = 8
     """Most examples in one forward pass on one device; gradients accumulate up to
@@ -148,6 +149,9 @@ class TrainingConfig(Section):
     jointly as TRACE does."""
     loss: Literal["tokens", "micro_batches"] = "tokens"
     """Mean over the supervised tokens of the batch, or mean over micro-batches of their means."""
+    max_skipped_steps: Annotated[int, Field(ge=0, strict=True)] = 10
+    """Steps of one task that may be skipped because their loss or gradient is not finite; one more
+    stops the run, and so does half of a task's steps."""
 
 
 class EngineConfig(Section):

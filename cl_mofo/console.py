@@ -71,6 +71,15 @@ class Console(Observer):
         name = f"learn {loop.plan.task.name}"
         self._open(name, loop.total_steps, "loss  -  ")
 
+    def skipped(self, loop: Loop, reason: str) -> None:
+        """Say which step was skipped, and why."""
+        self.console.print(
+            f"skipped step {loop.step} of {loop.total_steps} of {loop.plan.task.name}: {reason}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
     def stepped(self, loop: Loop) -> None:
         """Advance by a step."""
         rate = self._rate(loop.step_tokens)

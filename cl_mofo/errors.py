@@ -21,6 +21,10 @@ class TrainingError(Exception):
     """
 
 
+class OutOfMemoryError(TrainingError):
+    """Memory ran out: its text says where, how much was missing, and what to change."""
+
+
 class LostRankError(Exception):
     """Another process of the run ended, so this one ends too.
 

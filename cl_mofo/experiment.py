@@ -18,7 +18,7 @@ from cl_mofo.config import EngineConfig, Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
-from cl_mofo.errors import LostRankError, TrainingError, UserError
+from cl_mofo.errors import LostRankError, OutOfMemoryError, TrainingError, UserError
 from cl_mofo.folder import NoFolder, RunFolder
 from cl_mofo.manifest import manifest, now
 from cl_mofo.observer import Observer
@@ -123,7 +123,7 @@ def _run(
         told = UserError | TrainingError | LostRankError | KeyboardInterrupt
         fault = not isinstance(error, told)
         folder.log.error("stopped: %s: %s", type(error).__name__, error, exc_info=fault)
-        if isinstance(error, TrainingError):
+        if isinstance(error, TrainingError) and not isinstance(error, OutOfMemoryError):
             folder.write_json("manifest.json", record | {"diverged": str(error)})
             engine.close()
         raise

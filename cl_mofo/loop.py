@@ -15,9 +15,10 @@ This is the whole of it, with every place a strategy may act and the Avalanche c
                     loss = forward(micro_batch)        # [before|after]_forward
                     loss = strategy.on_loss(loop, micro_batch, loss)
                     engine.backward(loss)              # [before|after]_backward
-                strategy.on_gradients(loop)
-                clip; engine.step()                    # [before|after]_update
-                strategy.after_step(loop)
+                if loss and gradient are finite:       # otherwise the step is skipped
+                    strategy.on_gradients(loop)
+                    clip; engine.step()                # [before|after]_update
+                    strategy.after_step(loop)
         strategy.after_experience(loop)
         strategy.record(); strategy.weights(module)    # for the run's folder, and its distance
         with strategy.evaluating(module): score
@@ -51,7 +52,9 @@ from cl_mofo.data.records import Record
 from cl_mofo.data.stages import Stage, stage_of
 from cl_mofo.data.tokenise import Example
 from cl_mofo.engine import Engine, SingleEngine, check_engine
+from cl_mofo.memory import explained
 from cl_mofo.model import LanguageModel
+from cl_mofo.remedies import Remedies
 from cl_mofo.resume import Position, loop_state, set_loop_state
 from cl_mofo.services import Services
 from cl_mofo.strategy import STEP_PHASES, Strategy, in_order
@@ -87,7 +90,8 @@ class Loop(Services, SupervisedTemplate):
     `parameters()`, `gradients()` and `over_shards` (see `Services`), `optimizer`, `plan`,
     `task_index`, `examples` (the task's encoded training split), `stage`, `epoch`, `step` and
     `total_steps` (of this task), `global_step`, `lr`, `figures` (of this step, for the record), and
-    after a step `step_loss` (as `training.loss` averages it), `grad_norm` (before clipping),
+    after a step `fault` (what was not finite, if it was skipped), `skipped` and `skipped_in_task`
+    (how many were), `step_loss` (as `training.loss` averages it), `grad_norm` (before clipping),
     `step_supervised` (tokens learned), `step_tokens` (all that are no padding) and
     `step_positions` (computed, padding included).
 
@@ -120,6 +124,8 @@ class Loop(Services, SupervisedTemplate):
         self.stages: list[Stage] = []
         self.task_index = self.epoch = self.batch = self.step = 0
         self.total_steps = self.global_step = 0
+        self.skipped = self.skipped_in_task = 0
+        self.fault: str | None = None
         self.begun = False
         self.resumed: Position | None = None
         self.lr = self.grad_norm = 0.0
@@ -135,7 +141,13 @@ class Loop(Services, SupervisedTemplate):
         }
         self.engine = engine or SingleEngine()
         check_engine(self.engine, recipe, self.strategies)
-        self.engine.prepare(language_model, self._make_optimizer)
+        self.remedies = Remedies(
+            recipe,
+            on_gpu=language_model.device.type != "cpu",
+            adapters=len(self.sizes) < len(list(language_model.module.parameters())),
+        )
+        with explained("the model is prepared for training", self.remedies.holding):
+            self.engine.prepare(language_model, self._make_optimizer)
         super().__init__(
             model=self.engine.module,
             optimizer=self.engine.optimizer,
@@ -172,7 +184,7 @@ class Loop(Services, SupervisedTemplate):
         self.task_index = self.experience.current_experience
         self.plan = self.plans[self.task_index]
         self.begun = False
-        self.epoch = self.batch = self.step = 0
+        self.epoch = self.batch = self.step = self.skipped_in_task = 0
         if self.resumed is not None:
             self.resumed.restore(self)
             self.resumed = None
@@ -201,8 +213,9 @@ class Loop(Services, SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         refuse_broken_weights(self)
-        for strategy in self.strategies:
-            strategy.after_experience(self)
+        with explained("strategies act after a task", self.remedies.holding):
+            for strategy in self.strategies:
+                strategy.after_experience(self)
         self.begun = False
         self.task_index += 1
         super()._after_training_exp(**kwargs)
@@ -211,9 +224,10 @@ class Loop(Services, SupervisedTemplate):
     def evaluating(self) -> Iterator[LanguageModel]:
         """Give the model with whole weights, prepared by the strategies for answering."""
         with ExitStack() as stack:
-            module = stack.enter_context(self.engine.whole())
-            for strategy in self.strategies:
-                stack.enter_context(strategy.evaluating(module))
+            with explained("whole weights are made ready to answer", self.remedies.holding):
+                module = stack.enter_context(self.engine.whole())
+                for strategy in self.strategies:
+                    stack.enter_context(strategy.evaluating(module))
             yield replace(self.language_model, module=module)
 
     @property
@@ -243,17 +257,15 @@ class Loop(Services, SupervisedTemplate):
                 break
             self.figures = {}
             self._before_training_iteration(**kwargs)
-            with self.freezing():
-                for strategy in self.acting:
-                    strategy.before_step(self)
-                accumulate(self, batch, **kwargs)
-                for strategy in self.acting:
-                    strategy.on_gradients(self)
-                self._before_update(**kwargs)
-                update(self)
-                self._after_update(**kwargs)
-            for strategy in self.acting:
-                strategy.after_step(self)
+            with explained("strategies act in a step", self.remedies.holding):
+                with self.freezing():
+                    for strategy in self.acting:
+                        strategy.before_step(self)
+                    accumulate(self, batch, **kwargs)
+                    update(self, **kwargs)
+                if self.fault is None:
+                    for strategy in self.acting:
+                        strategy.after_step(self)
             self.batch += 1
             self.step += 1
             self.global_step += 1

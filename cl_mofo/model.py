@@ -20,7 +20,9 @@ from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import TINY, ModelConfig
 from cl_mofo.data.batches import IGNORED, MicroBatch
 from cl_mofo.errors import UserError
+from cl_mofo.memory import explained
 from cl_mofo.paths import expand
+from cl_mofo.remedies import loading
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def load_model(config: ModelConfig, device_index: int | None = None) -> Language
     Raises:
         UserError: it cannot be found or loaded, lacks weights, does not fit its tokenizer, or CUDA
             is asked for and not there.
+        OutOfMemoryError: the host or the device has not enough memory for it.
     """
     device = _device(config.device, device_index)
     compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
@@ -72,7 +75,8 @@ def load_model(config: ModelConfig, device_index: int | None = None) -> Language
     module.generation_config = transformers.GenerationConfig()
     if config.gradient_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return LanguageModel(module.to(device), tokenizer, device, compute)
+    with explained("the model is moved to its device", loading):
+        return LanguageModel(module.to(device), tokenizer, device, compute)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -127,14 +131,15 @@ def _from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
     options |= {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     absent = False
     try:
-        try:
-            return kind.from_pretrained(name, local_files_only=True, **options)
-        except OSError:
-            absent = not Path(name).is_dir()
-            if not absent or not _hub_answers():
-                raise
-            absent = False
-            return kind.from_pretrained(name, **options)
+        with explained("the model is loaded", loading):
+            try:
+                return kind.from_pretrained(name, local_files_only=True, **options)
+            except OSError:
+                absent = not Path(name).is_dir()
+                if not absent or not _hub_answers():
+                    raise
+                absent = False
+                return kind.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if absent:
             raise UserError(

@@ -24,8 +24,11 @@ class Observer:
     def learning(self, loop: Loop) -> None:
         """Hear that a task's first step is next."""
 
+    def skipped(self, loop: Loop, reason: str) -> None:
+        """Hear that the step just computed was not taken, and what of it was not finite."""
+
     def stepped(self, loop: Loop) -> None:
-        """Hear that an optimizer step was taken."""
+        """Hear that an optimizer step was taken, or skipped."""
 
     def learned(self, loop: Loop) -> None:
         """Hear that a task's last step was taken."""

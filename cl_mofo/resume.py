@@ -26,6 +26,8 @@ class Position:
         batch: steps taken in this epoch.
         step: steps taken in this task.
         global_step: steps taken in all.
+        skipped: those of them that were skipped, as their loss or gradient was not finite.
+        skipped_in_task: the same, of this task.
     """
 
     experience: int
@@ -34,12 +36,15 @@ class Position:
     batch: int
     step: int
     global_step: int
+    skipped: int
+    skipped_in_task: int
 
     @classmethod
     def of(cls, loop: Loop) -> Position:
         """Return where a loop is."""
         within = (loop.epoch, loop.batch, loop.step) if loop.begun else (0, 0, 0)
-        return cls(loop.task_index, loop.begun, *within, loop.global_step)
+        in_task = loop.skipped_in_task if loop.begun else 0
+        return cls(loop.task_index, loop.begun, *within, loop.global_step, loop.skipped, in_task)
 
     def restore(self, loop: Loop) -> None:
         """Put a loop there.
@@ -53,6 +58,7 @@ class Position:
             )
         loop.begun, loop.global_step = self.begun, self.global_step
         loop.epoch, loop.batch, loop.step = self.epoch, self.batch, self.step
+        loop.skipped, loop.skipped_in_task = self.skipped, self.skipped_in_task
 
 
 def loop_state(loop: Loop) -> dict[str, Any]:

@@ -20,9 +20,10 @@ class StepLog(SupervisedPlugin, supports_distributed=True):  # type: ignore[call
     """Keep rows of step figures.
 
     Each row: task, stage (of the task), epoch (from 0), step (of the task, from 1), global_step,
-    lr, loss (nats, as `training.loss` averages it), grad_norm (before clipping), supervised (tokens
-    learned), tokens (all that are no padding), positions (computed, padding included), seconds,
-    and what strategies put into `Loop.figures`.
+    lr, loss (nats, as `training.loss` averages it), grad_norm (before clipping), skipped (1 where
+    one of these two was not finite, and nothing was updated), supervised (tokens learned), tokens
+    (all that are no padding), positions (computed, padding included), seconds, and what strategies
+    put into `Loop.figures`.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -50,6 +51,7 @@ class StepLog(SupervisedPlugin, supports_distributed=True):  # type: ignore[call
                 "lr": strategy.lr,
                 "loss": strategy.step_loss.item(),
                 "grad_norm": strategy.grad_norm,
+                "skipped": int(strategy.fault is not None),
                 "supervised": strategy.step_supervised,
                 "tokens": strategy.step_tokens,
                 "positions": strategy.step_positions,
@@ -57,6 +59,8 @@ class StepLog(SupervisedPlugin, supports_distributed=True):  # type: ignore[call
                 **strategy.figures,
             }
         )
+        if strategy.fault is not None:
+            self.observer.skipped(strategy, strategy.fault)
         self.observer.stepped(strategy)
 
     def after_training_exp(self, strategy: Loop, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ from cl_mofo.config import SWEEP, DataConfig, Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
-from cl_mofo.errors import TrainingError, UserError
+from cl_mofo.errors import OutOfMemoryError, TrainingError, UserError
 from cl_mofo.expansion import Sweep, read_sweep, strategy_of
 from cl_mofo.folder import RunFolder
 from cl_mofo.mappings import merge
@@ -102,10 +102,11 @@ def _execute(
                 try:
                     results.append(_run(checked, folder, observer))
                 except (TrainingError, MemoryError, RuntimeError) as error:
-                    shared = isinstance(error, TrainingError)
+                    told = isinstance(error, TrainingError)
+                    shared = told and not isinstance(error, OutOfMemoryError)
                     if ranks.count > 1 and not shared:  # then the ranks are not at one place
                         raise
-                    where = "" if shared else f" ({type(error).__name__}; more in its run.log)"
+                    where = "" if told else f" ({type(error).__name__}; more in its run.log)"
                     failed.append(f"run {name}: {error}{where}")
                     observer.failed(error)
                 gc.collect()  # the model and its optimizer are in cycles; the next needs the room

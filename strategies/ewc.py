@@ -143,8 +143,8 @@ class EWC(Strategy):
     def on_gradients(self, loop: Loop) -> None:
         """Add the penalty's gradient; TRACE's variant then gathers the squares of the sum."""
         norms = []
-        parameters = loop.parameters()
-        for name, gradient in loop.gradients().items():
+        parameters, gradients = loop.parameters(), loop.gradients()
+        for name, gradient in gradients.items():
             if name in self.anchor:
                 theta = parameters[name]
                 fisher = self.fisher[name].to(theta.device)
@@ -152,15 +152,18 @@ class EWC(Strategy):
                 penalty = penalty_gradient(theta, fisher, anchor, self.config.strength)
                 norms.append(torch.stack([penalty.norm(), gradient.norm()]))
                 gradient.add_(penalty)
-            if self.config.variant == "trace":
-                squares = gradient.square().div_(_steps_per_epoch(loop))
-                if name in self.fisher:
-                    squares += self.fisher[name].to(gradient.device)
-                self._keep(self.fisher, name, squares)
+        finite = True
         if norms:
             squares = torch.stack(norms).square().sum(dim=0)
             held_back, learned = loop.over_shards(squares).sqrt().tolist()
             loop.figures["ewc.ratio"] = held_back / learned if learned else math.inf
+            finite = math.isfinite(held_back + learned)
+        if self.config.variant == "trace" and finite:  # otherwise the loop skips the step
+            for name, gradient in gradients.items():
+                squares = gradient.square().div_(_steps_per_epoch(loop))
+                if name in self.fisher:
+                    squares += self.fisher[name].to(gradient.device)
+                self._keep(self.fisher, name, squares)
 
     def after_experience(self, loop: Loop) -> None:
         """Measure the task's Fisher information and add it, with the weights as its anchor."""

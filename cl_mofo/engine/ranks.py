@@ -20,7 +20,7 @@ import torch.distributed.distributed_c10d as c10d
 
 from cl_mofo.config import EngineConfig
 from cl_mofo.engine.meeting import meet
-from cl_mofo.errors import LostRankError, TrainingError, UserError
+from cl_mofo.errors import LostRankError, OutOfMemoryError, TrainingError, UserError
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class Ranks:
         failed = {rank: message for rank, message in enumerate(told) if message is not None}
         if error is not None and len(failed) == self.count:
             raise error
+        kinds = {kind.__name__: kind for kind in (UserError, TrainingError, OutOfMemoryError)}
         for rank, (kind, message) in failed.items():
-            where = f"rank {rank}: {message}"
-            raise TrainingError(where) if kind == TrainingError.__name__ else UserError(where)
+            raise kinds.get(kind, UserError)(f"rank {rank}: {message}")
 
 
 def launched() -> Ranks:

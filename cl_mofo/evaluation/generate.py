@@ -14,7 +14,9 @@ from cl_mofo.data.batches import collate, sorted_chunks
 from cl_mofo.data.records import Record
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.engine.ranks import Ranks
+from cl_mofo.memory import explained
 from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
+from cl_mofo.remedies import answering
 
 Advance = Callable[[int, int], None]
 """Told how many more examples are done, and how many tokens were generated for them."""
@@ -75,7 +77,8 @@ def answer(
     ranks = ranks or Ranks()
     chunks = list(sorted_chunks([len(i) for i in ids], settings.batch_size))
     answers: dict[int, Answer] = {}
-    with _evaluating(language_model):
+    advice = answering(settings.batch_size, encoder)
+    with _evaluating(language_model), explained("test examples are answered", advice):
         for number in range(ranks.rank, len(chunks), ranks.count):
             chunk = chunks[number]
             torch.manual_seed(_seed(seed, number))
@@ -119,7 +122,8 @@ def answer_loss(
     examples = [encoder.encode(record["prompt"], record["answer"]) for record in records]
     chunks = list(sorted_chunks([len(e) for e in examples], settings.batch_size))
     losses: dict[int, tuple[float, int]] = {}
-    with _evaluating(language_model):
+    advice = answering(settings.batch_size, encoder)
+    with _evaluating(language_model), explained("the loss on a test set is measured", advice):
         for number in range(ranks.rank, len(chunks), ranks.count):
             chosen = [examples[i] for i in chunks[number]]
             batch = collate(chosen, encoder.eos).to(language_model.device)
