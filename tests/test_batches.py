@@ -77,4 +77,4 @@ def test_grouping_by_length_makes_batches_alike():
 
 
 def test_sorted_chunks_keep_every_index():
-    assert list(sorted_chunks([3, 9, 5], 2)) == [[1, 2], [0]]
+    assert [part.tolist() for part in sorted_chunks([3, 9, 5, 3], 2)] == [[1, 2], [0, 3]]

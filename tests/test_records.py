@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cl_mofo.data.records import parse_records, read_folder
+from cl_mofo.data.records import read_folder
 from cl_mofo.discovery import registry
 from cl_mofo.errors import UserError
 
@@ -98,13 +98,6 @@ def test_a_directory_in_place_of_a_file(folder):
     (folder / "FOMC" / "test.json").unlink()
     (folder / "FOMC" / "test.json").mkdir()
     assert "FOMC/test.json" in refusal(folder)
-
-
-def test_good_records_of_a_bad_file_are_kept_apart():
-    problems: list[str] = []
-    rows = parse_records(json.dumps([*GOOD, {}]).encode(), "x.json", problems)
-    assert rows == GOOD
-    assert len(problems) == 1
 
 
 def test_auxiliary_data_are_optional_and_only_their_training_file_is_read(folder):

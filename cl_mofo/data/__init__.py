@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cl_mofo.data.benchmark import CausalCollator, load_trace, make_benchmark
-    from cl_mofo.data.records import Record, read_folder
+    from cl_mofo.data.records import Column, Record, read_folder
 
-__all__ = ["CausalCollator", "Record", "load_trace", "make_benchmark", "read_folder"]
+__all__ = ["CausalCollator", "Column", "Record", "load_trace", "make_benchmark", "read_folder"]
 
 _HOME = {
     "CausalCollator": "cl_mofo.data.benchmark",
+    "Column": "cl_mofo.data.records",
     "Record": "cl_mofo.data.records",
     "load_trace": "cl_mofo.data.benchmark",
     "make_benchmark": "cl_mofo.data.benchmark",

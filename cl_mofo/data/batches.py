@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cl_mofo.data.tokenise import Example
 
@@ -134,9 +135,10 @@ def micro_batches(
     return [collate(part, pad) for part in _chunks(ordered, size)]
 
 
-def sorted_chunks(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield indices in groups of similar lengths, the longest first (memory faults come early)."""
-    yield from _chunks(sorted(range(len(lengths)), key=lambda i: -lengths[i]), size)
+def sorted_chunks(lengths: Iterable[int], size: int) -> list[NDArray[np.int64]]:
+    """Return indices in groups of similar lengths, the longest first (memory faults come early)."""
+    order = np.argsort(-np.fromiter(lengths, dtype=np.int64), kind="stable")
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 T = TypeVar("T")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.data.batches import collate
@@ -18,7 +19,6 @@ repair_torchvision()
 from avalanche.benchmarks import benchmark_from_datasets, with_task_labels  # noqa: E402
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute  # noqa: E402
 from avalanche.benchmarks.utils.flat_data import ConstantSequence  # noqa: E402
-from datasets import Dataset  # noqa: E402
 
 STREAMS = {"train": "train", "eval": "valid", "test": "test"}
 """Avalanche's stream name for each of TRACE's splits."""
@@ -76,11 +76,23 @@ def make_benchmark(records: Mapping[str, Splits], collate_fn: Collate | None = N
 
 
 def _dataset(records: Sequence[Record], label: int, collate_fn: Collate) -> Any:
-    rows = Dataset.from_list([dict(record) for record in records])
     labels = DataAttribute(
-        ConstantSequence(label, len(rows)), "targets_task_labels", use_in_getitem=True
+        ConstantSequence(label, len(records)), "targets_task_labels", use_in_getitem=True
     )
-    return AvalancheDataset([rows], data_attributes=[labels], collate_fn=collate_fn)
+    return AvalancheDataset([_Items(records)], data_attributes=[labels], collate_fn=collate_fn)
+
+
+class _Items(Dataset[dict[str, Any]]):
+    """Records as Avalanche takes items: each a mapping of its own, to which labels are added."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self.records[index])
 
 
 def load_trace(

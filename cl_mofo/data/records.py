@@ -1,19 +1,29 @@
 """Read TRACE's layout, `<folder>/<task>/{train,eval,test}.json`, and name everything wrong with it.
 
 Each file is a JSON list of records `{"prompt": str, "answer": str}`. Reading collects every problem
-of every file before it refuses, so that a user mends them in one go.
+of every file before it refuses, so that a user mends them in one go. A file is read once from
+beginning to end; after that its records come from it one by one, so that it may be larger than
+memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import weakref
+import zlib
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from reprlib import repr as brief
+from typing import BinaryIO, Literal, TypedDict, overload
 
+from cl_mofo.data.jsonlist import MalformedError, values
 from cl_mofo.errors import UserError
+from cl_mofo.untrusted import open_regular
 
 SPLITS = ("train", "eval", "test")
 AUXILIARY = "Lima"
@@ -31,6 +41,93 @@ class Record(TypedDict):
 
 Splits = Mapping[str, Sequence[Record]]
 """Split name ("train", "eval", "test") to its records."""
+
+
+class _Source:
+    """An open file, closed when nothing reads from it any more.
+
+    Args:
+        file: regular.
+        name: what errors call it.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.number, self.name = file.fileno(), name
+        weakref.finalize(self, file.close)
+
+
+class Rows(Sequence[Record]):
+    """The records of a file, which stay there: each is read when it is asked for.
+
+    In memory a record takes 16 bytes, whatever its length.
+
+    Args:
+        source: the file.
+        starts, lengths, sums: of each record, where its bytes lie, and their CRC-32.
+    """
+
+    def __init__(
+        self, source: _Source, starts: array[int], lengths: array[int], sums: array[int]
+    ) -> None:
+        self.source = source
+        self.starts, self.lengths, self.sums = starts, lengths, sums
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: int | slice) -> Record | Rows:
+        """Return a record, or for a slice rows of the same file.
+
+        Raises:
+            UserError: the file is not what it was when it was checked.
+        """
+        if isinstance(index, slice):
+            parts = (self.starts[index], self.lengths[index], self.sums[index])
+            return Rows(self.source, *parts)
+        data = os.pread(self.source.number, self.lengths[index], self.starts[index])
+        if zlib.crc32(data) != self.sums[index]:
+            raise UserError(
+                f"{self.source.name}: record {index} is no longer what it was when the file was "
+                f"checked. Leave data files as they are while a run reads them"
+            )
+        record = json.loads(data)
+        return Record(prompt=record["prompt"], answer=record["answer"])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Column(Sequence[str]):
+    """One text of each record, read when it is asked for.
+
+    Args:
+        rows: the records.
+        key: which of their texts.
+    """
+
+    def __init__(self, rows: Sequence[Record], key: Literal["prompt", "answer"]) -> None:
+        self.rows = rows
+        self.key: Literal["prompt", "answer"] = key
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Column: ...
+    def __getitem__(self, index: int | slice) -> str | Column:
+        if isinstance(index, slice):
+            return Column(self.rows[index], self.key)
+        return self.rows[index][self.key]
 
 
 @dataclass(frozen=True)
@@ -57,7 +154,7 @@ def read_folder(path: str | Path, tasks: Iterable[str]) -> Folder:
     root = Path(path)
     if not root.is_dir():
         raise UserError(f"data folder {root}: there is no such folder")
-    records: dict[str, dict[str, list[Record]]] = {}
+    records: dict[str, dict[str, Sequence[Record]]] = {}
     hashes: dict[str, str] = {}
     problems: list[str] = []
     for task in tasks:
@@ -70,58 +167,51 @@ def read_folder(path: str | Path, tasks: Iterable[str]) -> Folder:
         records[task] = {}
         for split in SPLITS:
             name = f"{task}/{split}.json"
-            try:
-                data = (root / task / f"{split}.json").read_bytes()
-            except OSError as error:
-                problems.append(f"{name}: {_reason(error)}")
-                continue
-            hashes[name] = hashlib.sha256(data).hexdigest()
-            records[task][split] = parse_records(data, name, problems)
-    auxiliary: list[Record] = []
+            found = _read(root / task / f"{split}.json", name, hashes, problems)
+            if found is not None:
+                records[task][split] = found
+    auxiliary: Sequence[Record] = []
     extra = root / AUXILIARY / "train.json"
     if extra.is_file():
-        data = extra.read_bytes()
-        hashes[f"{AUXILIARY}/train.json"] = hashlib.sha256(data).hexdigest()
-        auxiliary = parse_records(data, f"{AUXILIARY}/train.json", problems)
+        auxiliary = _read(extra, f"{AUXILIARY}/train.json", hashes, problems) or []
     if problems:
         raise UserError("\n".join([f"data folder {root} has {_count(problems)}:", *problems]))
     return Folder(records, auxiliary, hashes)
 
 
-def parse_records(data: bytes, name: str, problems: list[str]) -> list[Record]:
-    """Return the good records of a file's bytes and append what is wrong to `problems`."""
+def _read(path: Path, name: str, hashes: dict[str, str], problems: list[str]) -> Rows | None:
+    """Check a file, and return its rows; note its SHA-256, or what is wrong with it."""
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        problems.append(f"{name}: byte {error.start} is not UTF-8. Save the file as UTF-8")
-        return []
-    if not text.strip():
-        problems.append(f"{name}: the file is empty")
-        return []
+        file = open_regular(path)
+    except OSError as error:
+        problems.append(f"{name}: {_reason(error)}")
+        return None
+    source = _Source(file, name)
+    starts, lengths, sums = array("Q"), array("I"), array("I")
+    digest = hashlib.sha256()
+    wrong: list[str] = []
+    count, unsaid = -1, 0
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        problems.append(f"{name}: line {error.lineno}, column {error.colno}: {error.msg}")
-        return []
-    except (RecursionError, ValueError) as error:
-        problems.append(f"{name}: not JSON that can be read: {error}")
-        return []
-    if not isinstance(value, list):
-        problems.append(f"{name}: a list of records was expected, not a {type(value).__name__}")
-        return []
-    if not value:
-        problems.append(f"{name}: the list is empty")
-        return []
-    found = [(i, _problem(record)) for i, record in enumerate(value)]
-    wrong = [(i, problem) for i, problem in found if problem]
-    problems += [f"{name}: record {i} {problem}" for i, problem in wrong[:SHOWN_PER_FILE]]
-    if len(wrong) > SHOWN_PER_FILE:
-        problems.append(f"{name}: {len(wrong) - SHOWN_PER_FILE} more records like these")
-    return [
-        Record(prompt=record["prompt"], answer=record["answer"])
-        for record, (_, problem) in zip(value, found, strict=True)
-        if not problem
-    ]
+        for count, found in enumerate(values(file, digest.update)):
+            if problem := _problem(found.value):
+                if len(wrong) < SHOWN_PER_FILE:
+                    wrong.append(f"{name}: record {count} {problem}")
+                else:
+                    unsaid += 1
+            starts.append(found.start)
+            lengths.append(len(found.data))
+            sums.append(zlib.crc32(found.data))
+        if count < 0:
+            wrong.append(f"{name}: the list is empty")
+        if unsaid:
+            wrong.append(f"{name}: {unsaid} more records like these")
+    except MalformedError as error:
+        wrong = [f"{name}: {error}"]
+    except OSError as error:
+        wrong = [f"{name}: {_reason(error)}"]
+    problems += wrong
+    hashes[name] = digest.hexdigest()
+    return Rows(source, starts, lengths, sums)
 
 
 def _problem(record: object) -> str:
@@ -129,23 +219,25 @@ def _problem(record: object) -> str:
         return f"is a {type(record).__name__}. {_SHAPE}"
     for key in ("prompt", "answer"):
         if key not in record:
-            keys = ", ".join(map(str, list(record)[:6])) or "none"
+            keys = ", ".join(brief(key)[1:-1] for key in list(record)[:6]) or "none"
             return f'has no "{key}" (keys: {keys}). {_SHAPE}'
         value = record[key]
         if not isinstance(value, str):
             return f'has a {type(value).__name__} as "{key}". {_SHAPE}'
         if not value:
             return f'has an empty "{key}"'
-        if any("\ud800" <= c <= "\udfff" for c in value):
+        if _SURROGATE.search(value):
             return f'has a lone surrogate in "{key}", which is no text'
     return ""
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHAPE = 'TRACE records are {"prompt": str, "answer": str}'
 
 
 def _reason(error: OSError) -> str:
-    return "the file is missing" if isinstance(error, FileNotFoundError) else str(error)
+    missing = isinstance(error, FileNotFoundError)
+    return "the file is missing" if missing else f"cannot be read: {error.strerror or error}"
 
 
 def _count(problems: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ def load_suite(data: DataConfig, tasks: Sequence[str]) -> Suite:
         whole = Suite(folder.records, folder.auxiliary, folder.hashes)
     limits = {"train": data.train_limit, "eval": data.eval_limit, "test": data.test_limit}
     limited: dict[str, Splits] = {
-        task: {split: list(rows[: limits[split]]) for split, rows in splits.items()}
+        task: {split: rows[: limits[split]] for split, rows in splits.items()}
         for task, splits in whole.records.items()
     }
     return Suite(limited, whole.auxiliary[: data.train_limit], whole.hashes)

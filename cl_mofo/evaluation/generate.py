@@ -12,7 +12,7 @@ import torch
 from cl_mofo.config import EvaluationConfig
 from cl_mofo.data.batches import collate, sorted_chunks
 from cl_mofo.data.records import Record
-from cl_mofo.data.tokenise import Encoder
+from cl_mofo.data.tokenise import Encoder, Example
 from cl_mofo.engine.ranks import Ranks
 from cl_mofo.memory import explained
 from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
@@ -52,10 +52,13 @@ def answer(
     Prompts are padded on the left. Each batch draws from a seed of its own, so that ranks, which
     share the batches, change no answer. The random state outside is left as it was.
 
+    Of a prompt nothing is kept but its length, so that a test set may be larger than memory: each
+    is read and encoded twice, once for its length and once for its batch.
+
     Args:
         language_model: the model; it is put into evaluation mode, and back.
         encoder: truncates prompts; an answer has `encoder.answer_tokens` and one for its end.
-        prompts: texts.
+        prompts: texts, also such as are read when they are asked for (`cl_mofo.data.Column`).
         settings: decoding and batch size.
         seed: what sampled decoding starts from.
         advance: told of progress, by the first rank for all, whose tokens it estimates by its own.
@@ -63,7 +66,6 @@ def answer(
     """
     from transformers import GenerationConfig
 
-    ids = [encoder.prompt(prompt) for prompt in prompts]
     sampling = settings.decoding == "sample"
     config = GenerationConfig(
         # TRACE counts the end of sequence into the budget; otherwise the answer has it all.
@@ -75,16 +77,17 @@ def answer(
         pad_token_id=encoder.eos,
     )
     ranks = ranks or Ranks()
-    chunks = list(sorted_chunks([len(i) for i in ids], settings.batch_size))
+    chunks = sorted_chunks((len(encoder.prompt(prompt)) for prompt in prompts), settings.batch_size)
     answers: dict[int, Answer] = {}
     advice = answering(settings.batch_size, encoder)
     with _evaluating(language_model), explained("test examples are answered", advice):
         for number in range(ranks.rank, len(chunks), ranks.count):
-            chunk = chunks[number]
+            chunk = chunks[number].tolist()
             torch.manual_seed(_seed(seed, number))
-            width = max(len(ids[i]) for i in chunk)
-            rows = [[encoder.eos] * (width - len(ids[i])) + ids[i] for i in chunk]
-            mask = [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in chunk]
+            ids = [encoder.prompt(prompts[i]) for i in chunk]
+            width = max(map(len, ids))
+            rows = [[encoder.eos] * (width - len(row)) + row for row in ids]
+            mask = [[0] * (width - len(row)) + [1] * len(row) for row in ids]
             with language_model.autocast():
                 output = language_model.module.generate(
                     input_ids=torch.tensor(rows, device=language_model.device),
@@ -116,16 +119,20 @@ def answer_loss(
 ) -> float:
     """Return the mean loss per answer token (end of sequence included) over records, in nats.
 
-    Ranks share the batches, and get the same figure as one would.
+    Ranks share the batches, and get the same figure as one would. As by `answer`, each record is
+    encoded twice and none is kept.
     """
     ranks = ranks or Ranks()
-    examples = [encoder.encode(record["prompt"], record["answer"]) for record in records]
-    chunks = list(sorted_chunks([len(e) for e in examples], settings.batch_size))
+
+    def encoded(record: Record) -> Example:
+        return encoder.encode(record["prompt"], record["answer"])
+
+    chunks = sorted_chunks((len(encoded(record)) for record in records), settings.batch_size)
     losses: dict[int, tuple[float, int]] = {}
     advice = answering(settings.batch_size, encoder)
     with _evaluating(language_model), explained("the loss on a test set is measured", advice):
         for number in range(ranks.rank, len(chunks), ranks.count):
-            chosen = [examples[i] for i in chunks[number]]
+            chosen = [encoded(records[i]) for i in chunks[number].tolist()]
             batch = collate(chosen, encoder.eos).to(language_model.device)
             with language_model.autocast():
                 logits, labels = supervised_logits(language_model.module, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cl_mofo.discovery import registry
 from cl_mofo.errors import UserError
@@ -80,10 +80,11 @@ def mark_unfinished(
     ]
 
 
-def _texts(task: Task, what: str, given: Iterable[str]) -> list[str]:
+def _texts(task: Task, what: str, given: Iterable[str]) -> Sequence[str]:
     if isinstance(given, str):
         raise UserError(f"score({task.name}): {what} is one string; give a list of strings")
-    texts = list(given)
+    # A sequence may be larger than memory, and read its texts when they are asked for.
+    texts = given if isinstance(given, Sequence) else list(given)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(
@@ -93,7 +94,9 @@ def _texts(task: Task, what: str, given: Iterable[str]) -> list[str]:
     return texts
 
 
-def _same_length(task: Task, one: str, ones: list[str], other: str, others: list[str]) -> None:
+def _same_length(
+    task: Task, one: str, ones: Sequence[str], other: str, others: Sequence[str]
+) -> None:
     if len(ones) != len(others):
         raise UserError(
             f"score({task.name}): {len(ones)} {one} but {len(others)} {other}; "
