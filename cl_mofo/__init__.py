@@ -12,14 +12,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cl_mofo.data import load_trace
     from cl_mofo.evaluation import ResultMatrix, score
-    from cl_mofo.experiment import run
+    from cl_mofo.experiment import resume, run
     from cl_mofo.optim import MoFO
     from cl_mofo.strategy import Strategy
     from cl_mofo.sweep import run_sweep
     from cl_mofo.task import Task
 
 __version__ = "0.1.0"
-__all__ = ["MoFO", "ResultMatrix", "Strategy", "Task", "load_trace", "run", "run_sweep", "score"]
+__all__ = [
+    "MoFO",
+    "ResultMatrix",
+    "Strategy",
+    "Task",
+    "load_trace",
+    "resume",
+    "run",
+    "run_sweep",
+    "score",
+]
 
 _HOME = {
     "MoFO": "cl_mofo.optim",
@@ -27,6 +37,7 @@ _HOME = {
     "Strategy": "cl_mofo.strategy",
     "Task": "cl_mofo.task",
     "load_trace": "cl_mofo.data",
+    "resume": "cl_mofo.experiment",
     "run": "cl_mofo.experiment",
     "run_sweep": "cl_mofo.sweep",
     "score": "cl_mofo.evaluation",

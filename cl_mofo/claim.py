@@ -19,8 +19,9 @@ from typing import Any
 
 from cl_mofo.config import Recipe
 from cl_mofo.errors import UserError
+from cl_mofo.identity import differences, flat
 from cl_mofo.mappings import parsed
-from cl_mofo.recipes import import_paths, to_mapping
+from cl_mofo.recipes import import_paths
 from cl_mofo.report import load_results
 from cl_mofo.resolve import resolve
 from cl_mofo.strategy import parse_names
@@ -134,17 +135,9 @@ def _differences(kept: Any, recipe: Recipe, folder: Path) -> str:
         found = resolve({key: value for key, value in kept.items() if key in names})
     except UserError as error:
         raise UserError(f"{folder}: its recipe.yaml is not valid here: {error}. {MOVE}") from error
-    theirs, ours = (dict(_flat(to_mapping(each))) for each in (found, recipe))
+    theirs, ours = dict(flat(found)), dict(flat(recipe))
     return ", ".join(
-        f"{key} ({brief(theirs[key])} there, {brief(value)} here)"
-        for key, value in ours.items()
-        if key.split(".")[0] in names and theirs[key] != value
+        f"{key} ({brief(before)} there, {brief(here)} here)"
+        for key, (before, here) in differences(theirs, ours).items()
+        if key in ours
     )
-
-
-def _flat(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{key}.{sub}", below) for sub, below in value.items())
-        else:
-            yield key, value

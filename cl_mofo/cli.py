@@ -1,7 +1,8 @@
-"""The command line: `cl-mofo run`, `report`, `check-data` and `list`.
+"""The command line: `cl-mofo run`, `resume`, `report`, `check-data` and `list`.
 
-Exit codes: 0; 2 for a user's mistake, with one message and no traceback; 1 for a fault; 130 when
-interrupted. Of several processes of one run, one prints (ending.py).
+Exit codes: 0; 2 for a user's mistake, with one message and no traceback; 1 for a fault; 75 when a
+signal (SIGTERM, SIGUSR1) asked to stop and the run can go on, 130 when the user did (SIGINT). Of
+several processes of one run, one prints (ending.py).
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 import cl_mofo
 from cl_mofo import ending
 from cl_mofo.console import terminal
-from cl_mofo.errors import LostRankError, TrainingError, UserError
+from cl_mofo.errors import LostRankError, StoppedError, TrainingError, UserError
+
+if TYPE_CHECKING:
+    from cl_mofo.console import Console
 
 
 def _examples(*commands: str) -> str:
@@ -33,6 +39,7 @@ app = typer.Typer(
         "  cl-mofo run                              MoFO on the embedded suite, with the embedded "
         "model\n\n"
         "  cl-mofo run --data TRACE --model PATH    TRACE's tasks with a model of yours\n\n"
+        "  cl-mofo resume outputs/RUN               go on with a run that was stopped\n\n"
         "  cl-mofo report outputs                   one table over all runs there"
     ),
     no_args_is_help=True,
@@ -91,6 +98,12 @@ def run(
             "several runs, the folder of their folders; default: outputs/RECIPE."
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that --out holds.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run that --out holds, and begin anew.")
+    ] = False,
     assignments: SetOption = None,
     imports: ImportOption = None,
 ) -> None:
@@ -98,13 +111,10 @@ def run(
 
     A recipe of several runs goes on where it was stopped: a finished run is skipped.
     """
-    from cl_mofo.console import Console
     from cl_mofo.recipes import read_request
     from cl_mofo.resolve import resolve
 
-    console = Console()
-    left = "what was measured so far is in the run folder"
-    try:
+    with _shown() as console:
         request = read_request(
             recipe,
             model=model,
@@ -114,13 +124,53 @@ def run(
             imports=imports or (),
         )
         if request.several:
-            left = "the same command goes on with the run that was stopped"
+            if resume or overwrite:
+                raise UserError(
+                    "--resume and --overwrite are for one run; a recipe of several goes on with "
+                    "what was stopped by itself"
+                )
             cl_mofo.run_sweep(request, out=out, observer=console)
         else:
-            cl_mofo.run(resolve(request.complete()), out=out, observer=console)
-    except KeyboardInterrupt:
+            checked = resolve(request.complete())
+            cl_mofo.run(checked, out=out, observer=console, resume=resume, overwrite=overwrite)
+
+
+@app.command(
+    epilog=_examples(
+        "cl-mofo resume outputs/mofo",
+        "torchrun --nproc-per-node 2 -m cl_mofo resume outputs/mofo --set engine.kind=fsdp",
+    )
+)
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that was stopped.")],
+    assignments: SetOption = None,
+    imports: ImportOption = None,
+) -> None:
+    """Go on with a run that was stopped, from its newest checkpoint, to the same results.
+
+    --set changes how it is computed (engine.*, training.micro_batch_size), not what; --import names
+    the run's own Python files again, as they are code.
+    """
+    with _shown() as console:
+        cl_mofo.resume(
+            folder, observer=console, assignments=assignments or (), imports=imports or ()
+        )
+
+
+@contextmanager
+def _shown() -> Iterator[Console]:
+    """Give what shows a run, and let its stop be told once."""
+    from cl_mofo.console import Console
+
+    console = Console()
+    try:
+        yield console
+    except KeyboardInterrupt as error:
         console.stop()
-        _stop(f"interrupted; {left}", 130, alike=True)
+        _stop(f"interrupted; {error}" if str(error) else "interrupted", 130, alike=True)
+    except StoppedError as error:
+        console.stop()
+        _stop(str(error), 75, alike=True)
     finally:
         console.stop()
 
@@ -243,7 +293,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if "run" in sys.argv:
+    if {"run", "resume"} & {*sys.argv}:
         ending.prepare()
     try:
         code = app(standalone_mode=False)

@@ -215,6 +215,20 @@ class EvaluationConfig(Section):
     """Drop special tokens from answers; by default they stay visible, and wrong."""
 
 
+class CheckpointConfig(Section):
+    """When a run saves what it needs to go on (docs/reliability.md); after each task it always does.
+
+    Nothing here changes what is computed.
+    """
+
+    every_minutes: Annotated[Number, Field(ge=0)] | None = 10.0
+    """Save when so many minutes have passed since the last time; null for no regard of time."""
+    every_steps: PositiveInt | None = None
+    """Save also after so many optimizer steps, counted over all tasks."""
+    keep: PositiveInt = 2
+    """How many of the newest to keep. With 2, one that turns out to be damaged loses little."""
+
+
 class Recipe(Section):
     """A whole run. `strategies` holds the settings of every known strategy, by name."""
 
@@ -227,6 +241,7 @@ class Recipe(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 42
     deterministic: bool = False
     """Ask CUDA for the same bits every time; a CPU gives them always."""

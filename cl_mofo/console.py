@@ -21,6 +21,7 @@ from rich.progress import (
 
 from cl_mofo.errors import UserError
 from cl_mofo.observer import Observer
+from cl_mofo.untrusted import printable
 
 if TYPE_CHECKING:
     from cl_mofo.config import Recipe
@@ -66,10 +67,21 @@ class Console(Observer):
             soft_wrap=True,
         )
 
+    def resumed(self, where: str) -> None:
+        """Say where the run goes on."""
+        self._say(f"going on from {where}")
+
+    def warned(self, text: str) -> None:
+        """Say what the user should know."""
+        self._say(f"warning: {text}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
     def learning(self, loop: Loop) -> None:
         """Open a bar over the task's steps."""
         name = f"learn {loop.plan.task.name}"
-        self._open(name, loop.total_steps, "loss  -  ")
+        self._open(name, loop.total_steps, "loss  -  ", loop.step)
 
     def skipped(self, loop: Loop, reason: str) -> None:
         """Say which step was skipped, and why."""
@@ -166,7 +178,7 @@ class Console(Observer):
         """Leave the terminal as it should be, whatever happened."""
         self._close()
 
-    def _open(self, name: str, total: int, detail: str) -> None:
+    def _open(self, name: str, total: int, detail: str, done: int = 0) -> None:
         self._close()
         self._progress = Progress(
             TextColumn("{task.description:<20}", markup=False),
@@ -179,7 +191,7 @@ class Console(Observer):
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self._bar = self._progress.add_task(name, total=total, detail=detail)
+        self._bar = self._progress.add_task(name, total=total, detail=detail, completed=done)
         self._progress.start()
         self._tokens = 0
         self._began = self._told = time.perf_counter()

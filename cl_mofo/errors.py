@@ -21,8 +21,23 @@ class TrainingError(Exception):
     """
 
 
+class NotSavedError(Exception):
+    """A checkpoint could not be written: its text says why. Training can go on."""
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, has saved what it needs to go on, and did.
+
+    The command line prints its text without a traceback and exits with code 75.
+    """
+
+
 class OutOfMemoryError(TrainingError):
     """Memory ran out: its text says where, how much was missing, and what to change."""
+
+
+class NotWrittenError(TrainingError):
+    """A file of the run's folder could not be written: its text says which, and why."""
 
 
 class LostRankError(Exception):

@@ -9,38 +9,44 @@ results.json       scores, OP and BWT; rewritten after every task
 adapter/           LoRA's adapters, in peft's format
 figures/*.png      the matrix as a heat map, OP and BWT over tasks
 model/             the final weights, as safetensors
+checkpoints/       what the run needs to go on, until it is done
 run.log            what happened when
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from cl_mofo.errors import UserError
+from cl_mofo.errors import NotWrittenError, UserError
+from cl_mofo.files import write_checked, write_whole
 
 LOG = "run.log"
+RECIPE = "recipe.yaml"
 
 
 def hold(file: IO[Any], *, probe: bool = False) -> bool:
-    """Lock a file for as long as it is open; or, as a probe, return whether no process holds it.
+    """Lock a file for as long as it is open, unless another process holds it; say whether it is so.
 
-    Where the system has no such locks, it is nobody's.
+    As a probe, only say whether no process holds it. The system frees the lock when its process
+    ends, however that ends. Where the system has no such locks, the file is nobody's.
     """
     try:
         import fcntl
     except ImportError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB if probe else fcntl.LOCK_EX)
+        fcntl.flock(file, (fcntl.LOCK_SH if probe else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks
@@ -49,27 +55,33 @@ def hold(file: IO[Any], *, probe: bool = False) -> bool:
 
 
 class RunFolder:
-    """Create and fill a run folder.
+    """Create and fill a run folder, or go on filling one.
 
     Args:
         path: where; None makes a fresh folder `outputs/<time>-<label>`.
         label: the strategy, for the fresh folder's name.
+        resume: whether the folder holds a run that is to go on.
 
     Raises:
-        UserError: the folder exists and is not empty, or cannot be made.
+        UserError: the folder exists and is not empty, cannot be made, or another process writes it.
     """
 
-    def __init__(self, path: str | Path | None, label: str) -> None:
-        self.check(path)
+    def __init__(self, path: str | Path | None, label: str, *, resume: bool = False) -> None:
+        if not resume:
+            self.check(path)
         self.path = _fresh(label) if path is None else Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # "x": of two runs that were given one folder at once, one gets it.
-            self._handler = logging.FileHandler(self.path / LOG, "x", encoding="utf-8")
+            mode = "a" if resume else "x"
+            self._handler = logging.FileHandler(self.path / LOG, mode, encoding="utf-8")
+        except FileExistsError:
+            raise UserError(f"--out {self.path}: another run has just begun there") from None
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be used: {error.strerror}") from error
-        if self._handler.stream is not None:
-            hold(self._handler.stream)
+        if self._handler.stream is not None and not hold(self._handler.stream):
+            self._handler.close()
+            raise UserError(f"{self.path}: another process is running this run. Let it, or stop it")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.log = logging.Logger("cl_mofo.run", logging.INFO)
         self.log.addHandler(self._handler)
@@ -92,6 +104,12 @@ class RunFolder:
             if wanted.exists() and not wanted.is_dir():
                 raise UserError(f"--out {wanted}: is a file. Name a folder")
             if path is not None and wanted.is_dir() and any(wanted.iterdir()):
+                if (wanted / RECIPE).is_file():
+                    raise UserError(
+                        f"--out {path}: the folder holds a run. Go on with it by --resume (or "
+                        f"cl-mofo resume {path}), delete it and begin anew by --overwrite, or name "
+                        f"a fresh folder"
+                    )
                 raise UserError(
                     f"--out {path}: the folder is not empty. Name a fresh one, or leave --out away"
                 )
@@ -115,6 +133,11 @@ class RunFolder:
         """Write a YAML file whole or not at all."""
         self._replace(name, yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
 
+    def write_checked(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a JSON file with its checksum (files.py), whole or not at all."""
+        with self._writing(name) as target:
+            write_checked(target, value)
+
     def write_predictions(self, after: str, task: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one JSON line per test example."""
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
@@ -129,16 +152,29 @@ class RunFolder:
         """Write the per-step figures."""
         import pandas as pd
 
-        partial = self.path / "metrics.parquet.partial"
-        pd.DataFrame(list(rows)).to_parquet(partial, index=False)
-        os.replace(partial, self.path / "metrics.parquet")
+        table = io.BytesIO()
+        pd.DataFrame(list(rows)).to_parquet(table, index=False)
+        self._replace("metrics.parquet", table.getvalue())
 
-    def _replace(self, name: str, text: str) -> None:
+    def _replace(self, name: str, content: str | bytes) -> None:
+        with self._writing(name) as target:
+            write_whole(target, content.encode() if isinstance(content, str) else content)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """Give a file's place, and tell what to do if it cannot be written.
+
+        Raises:
+            NotWrittenError: it cannot; what was there before is there still.
+        """
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
+        try:
+            yield target
+        except OSError as error:
+            raise NotWrittenError(
+                f"{target}: cannot be written: {error.strerror}. Nothing that was saved before is "
+                f"lost: mend this, then go on by cl-mofo resume {self.path}"
+            ) from error
 
 
 class NoFolder(RunFolder):
@@ -158,7 +194,10 @@ class NoFolder(RunFolder):
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Do nothing."""
 
-    def _replace(self, name: str, text: str) -> None:
+    def write_checked(self, name: str, value: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def _replace(self, name: str, content: str | bytes) -> None:
         """Do nothing."""
 
 

@@ -45,7 +45,7 @@ def manifest(
     """
     return {
         "started": now(),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()} | versions(),
         "commit": _commit(),
         "model": dict(model),
         "data": dict(data_hashes),
@@ -55,7 +55,8 @@ def manifest(
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that figures may depend on."""
     found = {}
     for package in PACKAGES:
         try:

@@ -21,6 +21,12 @@ class Observer:
     def started(self, recipe: Recipe, plans: Sequence[TaskPlan], folder: Path) -> None:
         """Hear that the run begins."""
 
+    def resumed(self, where: str) -> None:
+        """Hear that the run goes on, and from where."""
+
+    def warned(self, text: str) -> None:
+        """Hear of something that the user should know, and that does not stop the run."""
+
     def learning(self, loop: Loop) -> None:
         """Hear that a task's first step is next."""
 

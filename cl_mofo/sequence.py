@@ -1,14 +1,23 @@
-"""One run under way: learn the tasks one after another, score after each, fill the matrix."""
+"""One run under way: learn the tasks one after another, score after each, fill the matrix.
+
+What it has measured it keeps in `checkpoints/progress.json` after every test set, all that training
+needs in checkpoints; from both it goes on where it was.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cl_mofo.checkpoint.room import room_for
+from cl_mofo.checkpoint.rows import read_rows, written_rows
+from cl_mofo.checkpoint.saving import Saving
+from cl_mofo.checkpoint.store import FOLDER as CHECKPOINTS
+from cl_mofo.checkpoint.store import Checkpoint, Store
 from cl_mofo.config import Recipe
 from cl_mofo.data.benchmark import make_benchmark
 from cl_mofo.data.plan import TaskPlan, encoder_for
@@ -16,14 +25,18 @@ from cl_mofo.data.records import Record
 from cl_mofo.data.suites import Suite
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.engine import Engine
-from cl_mofo.errors import TrainingError
-from cl_mofo.evaluation import ResultMatrix, mark_unfinished, score
+from cl_mofo.errors import NotSavedError, StoppedError, TrainingError
+from cl_mofo.evaluation import mark_unfinished, score
 from cl_mofo.evaluation.generate import answer, answer_loss
+from cl_mofo.files import DamagedError
 from cl_mofo.folder import RunFolder
 from cl_mofo.loop import Loop
+from cl_mofo.memory import explained
 from cl_mofo.observer import Observer
+from cl_mofo.progress import Progress
 from cl_mofo.report import curves, heat_map, parse_results
 from cl_mofo.steplog import StepLog
+from cl_mofo.stopping import Stop, stopped
 from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -31,7 +44,8 @@ if TYPE_CHECKING:
 
     from cl_mofo.model import LanguageModel
 
-SCHEMA = 1
+PROGRESS = "progress.json"
+STEPS = "steps.parquet"
 
 
 def distance(weights: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> float:
@@ -66,6 +80,8 @@ class TaskSequence:
         observer: told what happens.
         engine: what computes; one device by default. On several ranks each makes the sequence,
             with a folder that keeps nothing on all but the first.
+        identity: what the run is made of, kept with its checkpoints.
+        stop: whether a signal asks to leave.
     """
 
     def __init__(
@@ -78,11 +94,16 @@ class TaskSequence:
         folder: RunFolder,
         observer: Observer,
         engine: Engine | None = None,
+        identity: Mapping[str, Any] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self.recipe, self.plans, self.records = recipe, plans, suite.records
         self.language_model, self.folder, self.observer = language_model, folder, observer
+        self.identity = identity or {}
+        self.stop = stop or Stop()
         self.benchmark = make_benchmark(suite.records)
         self.steps = StepLog(observer)
+        self.saving = Saving(recipe.checkpoint, self.stop, self._save)
         self.loop = Loop(
             language_model=language_model,
             plans=plans,
@@ -90,127 +111,210 @@ class TaskSequence:
             strategies=strategies,
             auxiliary=suite.auxiliary,
             engine=engine,
-            plugins=[self.steps],
+            plugins=[self.steps, self.saving],
         )
         self.ranks = self.loop.engine.ranks
-        empty: list[None] = [None] * len(plans)
-        self.scores: list[list[float | None]] = [list(empty) for _ in plans]
-        self.metrics: list[list[Any]] = [list(empty) for _ in plans]
-        self.losses: list[list[float | None]] = [list(empty) for _ in plans]
-        self.initial: list[float | None] | None = None
-        self.initial_losses: list[float | None] | None = None
-        self.distances: list[float] = []
-        self.learned = 0
-        self.seconds = {"training": 0.0, "evaluation": 0.0}
+        self.store = Store(folder.path, self.ranks, recipe.checkpoint.keep)
+        self.progress = Progress.of(len(plans))
+        self._origin: dict[str, torch.Tensor] = {}
+        self._began = 0.0
 
-    def learn(self) -> dict[str, Any]:
-        """Learn and score everything; return the results.
+    def learn(self, checkpoint: Checkpoint | None = None, kept: Any = None) -> dict[str, Any]:
+        """Learn and score everything, from where it was left; return the results.
+
+        Args:
+            checkpoint: what to go on from.
+            kept: what `progress.json` held.
 
         Raises:
             TrainingError: training diverged; what was measured is in the folder.
+            DamagedError: the checkpoint or what was kept is not as it was written.
+            StoppedError: a signal asked to stop; the run can go on.
+            KeyboardInterrupt: the user did; the run can go on.
         """
+        self.observer.started(self.recipe, self.plans, self.folder.path)
+        self._remember_origin()
+        self._restore(checkpoint, kept)
         try:
             return self._learn()
+        except TrainingError as error:
+            last = self.store.newest()
+            kept = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+            raise type(error)(f"{error}. In {self.folder.path}, {kept}") from error
+        except (StoppedError, KeyboardInterrupt) as error:
+            again = f"{error}. Go on by cl-mofo resume {self.folder.path}"
+            raise type(error)(again) from None
         finally:
             self.folder.write_metrics(self.steps.rows)
 
-    def _learn(self) -> dict[str, Any]:
-        folder, plans = self.folder, self.plans
-        self.observer.started(self.recipe, plans, folder.path)
-        start: dict[str, torch.Tensor] = {}
+    def _remember_origin(self) -> None:
         if self.recipe.evaluation.distance:
             with self.loop.engine.whole() as module:
                 if self.ranks.first:
                     weights = self.loop.weights(module)
-                    start = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
+                    self._origin = {n: w.to("cpu", copy=True) for n, w in weights.items()}
+
+    def _restore(self, checkpoint: Checkpoint | None, kept: Any) -> None:
+        tasks = len(self.plans)
+        if checkpoint is not None:
+            engine = self.loop.engine
+            spans, parts = engine.spans(), engine.parameters()
+            wanted = {name: (span, parts[name].shape) for name, span in spans.items()}
+            with explained("a checkpoint is loaded", self.loop.remedies.holding):
+                self._load(checkpoint.name, checkpoint.state(self.ranks.rank, wanted))
+            self.progress = Progress.from_json(dict(checkpoint.content), tasks)
+            self.steps.rows = read_rows(checkpoint.folder / STEPS)
+        if kept is not None:
+            found = Progress.from_json(kept, tasks)
+            found.back_to(self.progress.learned)
+            found.learned, found.skipped = self.progress.learned, self.progress.skipped
+            found.seconds["training"] = self.progress.seconds["training"]
+            self.progress = found
+
+    def _load(self, name: str, state: Mapping[str, Any]) -> None:
+        """Take back a state that has its checksum, but need not fit.
+
+        Raises:
+            DamagedError: it does not.
+        """
+        try:
+            self.loop.load_state_dict(state)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DamagedError(f"checkpoint {name} does not fit this run: {error}") from error
+
+    def _learn(self) -> dict[str, Any]:
+        folder, plans, progress = self.folder, self.plans, self.progress
         self._write()
-        if self.recipe.evaluation.initial:
-            initial: list[float | None] = [None] * len(plans)
-            losses: list[float | None] = [None] * len(plans)
-            with self._timed("evaluation"), self.loop.evaluating() as model:
-                self._evaluate(model, 0, range(len(plans)), initial, [None] * len(plans), losses)
-            self.initial, self.initial_losses = initial, losses
-        self._write()
+        self._keep_progress()
+        if self.recipe.evaluation.initial and not progress.learned:
+            self._test(0, range(len(plans)))
         for i, (plan, experience) in enumerate(
             zip(plans, self.benchmark.train_stream, strict=True)
         ):
-            folder.log.info("learning %s", plan.task.name)
-            with self._timed("training"):
-                self.loop.train(experience, eval_streams=[])
-            self.learned = i + 1
-            folder.write_record(_after(self.learned, plan), self._records())
+            if i == progress.learned:
+                self._train(plan, experience)
             tested = range(len(plans)) if self.recipe.evaluation.tasks == "all" else range(i + 1)
-            row = self.scores[i], self.metrics[i], self.losses[i]
-            with self._timed("evaluation"), self.loop.evaluating() as model:
-                if start:
-                    self.distances.append(distance(self.loop.weights(model.module), start))
-                self._evaluate(model, i + 1, tested, *row)
-            self.observer.measured(self._write())
+            if i + 1 == progress.learned and self._test(i + 1, tested):
+                self.observer.measured(self._write())
         if self.recipe.save_model:
             self._save_model()
         results = self._write()
         if self.ranks.first:
             self._draw(results)
+        if self.ranks.first:
+            self.store.clear()
         self.observer.finished(results, folder.path)
         folder.log.info("finished: OP %.2f", results["op"][-1])
         return results | {"folder": str(folder.path)}
 
-    @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - began
+    def _train(self, plan: TaskPlan, experience: Any) -> None:
+        self.folder.log.info("learning %s", plan.task.name)
+        self._began = time.perf_counter()
+        self.loop.train(experience, eval_streams=[])
+        self.progress.learned += 1
+        self.folder.write_record(_after(self.progress.learned, plan), self._records())
+        self.saving.save()
 
-    def _evaluate(
-        self,
-        language_model: LanguageModel,
-        learned: int,
-        tested: Sequence[int],
-        scores: list[float | None],
-        metrics: list[Any],
-        losses: list[float | None],
-    ) -> None:
-        """Answer and score the tasks in `tested`, and fill one row of each matrix."""
-        settings = self.recipe.evaluation
+    def _save(self) -> str:
+        """Write a checkpoint; say where it is, or why there is none: training can go on."""
+        now = time.perf_counter()
+        self.progress.seconds["training"] += now - self._began
+        self._began, self.progress.skipped = now, self.loop.skipped
+        loop, engine = self.loop, self.loop.engine
+        state = loop.state_dict()
+        try:
+            name = self.store.save(
+                loop.global_step,
+                self.progress.learned,
+                state,
+                engine.spans(),
+                self.identity,
+                self.progress.to_json(),
+                {STEPS: written_rows(self.steps.rows)},
+            )
+        except NotSavedError as error:
+            told = f"no checkpoint could be written: {error}. {room_for(state, self.folder.path)}"
+            self.folder.log.warning(told)
+            self.observer.warned(told)
+            return told
+        self.folder.log.info("checkpoint %s", name)
+        return f"checkpoint {name} is written"
+
+    def _test(self, learned: int, tested: Sequence[int]) -> bool:
+        """Answer and score what has not been tested yet; return whether there was anything."""
+        missing = self.progress.missing(learned, tested)
+        if not missing:
+            return False
+        with self.loop.evaluating() as model:
+            if self._origin and len(self.progress.distances) < learned:
+                self.progress.distances.append(
+                    distance(self.loop.weights(model.module), self._origin)
+                )
+            for task in missing:
+                self._test_one(model, learned, task)
+                self._leave_if_asked(self.ranks.largest([self.stop.signal])[0], task)
+        return True
+
+    def _test_one(self, language_model: LanguageModel, learned: int, j: int) -> None:
+        """Answer and score one test set, and keep what came out."""
+        began = time.perf_counter()
+        settings, progress, plan = self.recipe.evaluation, self.progress, self.plans[j]
         after = _after(learned, self.plans[learned - 1]) if learned else "00-initial"
-        for j in tested:
-            plan = self.plans[j]
-            rows = self.records[plan.task.name][settings.split]
-            encoder = encoder_for(self.language_model.tokenizer, plan, self.recipe)
-            self.observer.answering(plan, len(rows), learned)
-            prompts = [row["prompt"] for row in rows]
-            references = [row["answer"] for row in rows]
-            answers = answer(
-                language_model,
-                encoder,
-                prompts,
-                settings,
-                seed=self.recipe.seed + 1000 * learned + j,
-                advance=self.observer.answered,
-                ranks=self.ranks,
-            )
-            texts = mark_unfinished(
-                [a.text for a in answers], [a.finished for a in answers], references
-            )
-            metrics[j] = score(plan.task, texts, references, prompts)
-            scores[j] = metrics[j][plan.task.headline]
-            if settings.losses:
-                losses[j] = self._loss(language_model, plan, encoder, rows)
-            self.folder.write_predictions(
-                after,
-                plan.task.name,
-                (
-                    {
-                        "index": i,
-                        "prediction": a.text,
-                        "reference": reference,
-                        "finished": a.finished,
-                        "tokens": a.tokens,
-                    }
-                    for i, (a, reference) in enumerate(zip(answers, references, strict=True))
-                ),
-            )
-            self.folder.log.info("after %s: %s %s", after, plan.task.name, metrics[j])
+        rows = self.records[plan.task.name][settings.split]
+        encoder = encoder_for(self.language_model.tokenizer, plan, self.recipe)
+        self.observer.answering(plan, len(rows), learned)
+        prompts = [row["prompt"] for row in rows]
+        references = [row["answer"] for row in rows]
+
+        def advance(examples: int, tokens: int) -> None:
+            self.observer.answered(examples, tokens)
+            if self.ranks.count == 1 or self.stop.overdue:
+                self._leave_if_asked(self.stop.signal, j)
+
+        answers = answer(
+            language_model,
+            encoder,
+            prompts,
+            settings,
+            seed=self.recipe.seed + 1000 * learned + j,
+            advance=advance,
+            ranks=self.ranks,
+        )
+        texts = mark_unfinished(
+            [a.text for a in answers], [a.finished for a in answers], references
+        )
+        metrics = score(plan.task, texts, references, prompts)
+        if settings.losses:
+            loss = self._loss(language_model, plan, encoder, rows)
+            progress.losses[learned][j] = loss
+        self.folder.write_predictions(
+            after,
+            plan.task.name,
+            (
+                {
+                    "index": i,
+                    "prediction": a.text,
+                    "reference": reference,
+                    "finished": a.finished,
+                    "tokens": a.tokens,
+                }
+                for i, (a, reference) in enumerate(zip(answers, references, strict=True))
+            ),
+        )
+        progress.metrics[learned][j] = metrics
+        progress.scores[learned][j] = metrics[plan.task.headline]
+        progress.seconds["evaluation"] += time.perf_counter() - began
+        self._keep_progress()
+        self.folder.log.info("after %s: %s %s", after, plan.task.name, metrics)
+
+    def _keep_progress(self) -> None:
+        kept = {"identity": dict(self.identity), "progress": self.progress.to_json()}
+        self.folder.write_checked(f"{CHECKPOINTS}/{PROGRESS}", kept)
+
+    def _leave_if_asked(self, asked: int, task: int) -> None:
+        if asked:
+            where = f"while testing {self.plans[task].task.name}"
+            raise stopped(asked, f"{where}; the tests before it are kept")
 
     def _loss(
         self,
@@ -229,46 +333,11 @@ class TaskSequence:
 
     def _write(self) -> dict[str, Any]:
         """Write `results.json` as far as the run has come, and return it."""
-        tasks = [plan.task.name for plan in self.plans]
-        matrix = ResultMatrix(tasks, self.scores, self.initial)
-        learned = range(1, self.learned + 1)
-        complete = self.learned == len(tasks)
-        results: dict[str, Any] = {
-            "schema": SCHEMA,
-            "strategy": "+".join(s.name for s in self.loop.strategies),
-            "seed": self.recipe.seed,
-            "suite": self.recipe.data.suite,
-            "model": self.recipe.model.path,
-            "protocol": self.recipe.protocol,
-            "split": self.recipe.evaluation.split,
-            "tasks": tasks,
-            "headline": {plan.task.name: plan.task.headline for plan in self.plans},
-            "examples": {
-                task: {split: len(rows) for split, rows in self.records[task].items()}
-                for task in tasks
-            },
-            "scores": self.scores,
-            "initial": self.initial,
-            "op": [matrix.op(after=t) for t in learned],
-            "bwt": [matrix.bwt(after=t) if t > 1 else None for t in learned],
-            "learned": [matrix.learned(after=t) for t in learned],
-            "forgetting": matrix.forgetting() if complete and len(tasks) > 1 else None,
-            "forward_transfer": self._forward_transfer(matrix) if complete else None,
-            "metrics": self.metrics,
-            "losses": self.losses if self.recipe.evaluation.losses else None,
-            "initial_losses": self.initial_losses if self.recipe.evaluation.losses else None,
-            "distance": self.distances or None,
-            "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
-            "finished": complete,
-        }
+        self.progress.skipped = self.loop.skipped
+        strategy = "+".join(s.name for s in self.loop.strategies)
+        results = self.progress.results(self.recipe, self.plans, self.records, strategy)
         self.folder.write_json("results.json", results)
         return results
-
-    def _forward_transfer(self, matrix: ResultMatrix) -> float | None:
-        """Forward transfer needs R[i-1, i], which only `evaluation.tasks: all` measures."""
-        if self.recipe.evaluation.tasks != "all" or self.initial is None or len(self.plans) < 2:
-            return None
-        return matrix.forward_transfer()
 
     def _save_model(self) -> None:
         target = self.folder.path / "model"
@@ -276,9 +345,11 @@ class TaskSequence:
         with self.loop.engine.whole() as module:
             if not self.ranks.first:
                 return
+            shutil.rmtree(partial, ignore_errors=True)
             module.save_pretrained(partial, state_dict=self.loop.weights(module))
             self.language_model.tokenizer.save_pretrained(partial)
-            shutil.move(partial, target)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
             for strategy in self.loop.strategies:
                 strategy.export(self.loop, module, self.folder.path)
 

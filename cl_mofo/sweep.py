@@ -1,8 +1,9 @@
 """Run the list of runs that one recipe describes, one after another; go on where it was stopped.
 
 The recipe's key `sweep` says which runs (expansion.py). Each has its own folder, named after it. A
-finished one is skipped, an unfinished one is made anew, and what another process is running is left
-to it (claim.py), so that the same command goes on, also several times at once.
+finished one is skipped, an unfinished one goes on from its last checkpoint, and what another
+process is running is left to it (claim.py), so that the same command goes on, also several times
+at once.
 
 Where a launcher started several processes, all make each run together; the first decides which.
 """
@@ -18,14 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_mofo.claim import MOVE, State, claim, clear, manifest_of, state
+from cl_mofo.claim import MOVE, State, claim, manifest_of, state
 from cl_mofo.config import SWEEP, DataConfig, Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
 from cl_mofo.errors import OutOfMemoryError, TrainingError, UserError
 from cl_mofo.expansion import Sweep, read_sweep, strategy_of
-from cl_mofo.folder import RunFolder
+from cl_mofo.folder import RECIPE, RunFolder
 from cl_mofo.mappings import merge
 from cl_mofo.observer import Observer
 from cl_mofo.recipes import Request, read_request
@@ -96,17 +97,15 @@ def _execute(
             elif found is State.DIVERGED:
                 failed.append(f"run {name}: {known['diverged']}")
             elif found is State.OPEN:
-                with ranks.together():
-                    if ranks.first:
-                        clear(folder)
+                begun = ranks.agree((folder / RECIPE).is_file())
                 try:
-                    results.append(_run(checked, folder, observer))
+                    results.append(_run(checked, folder, observer, resume=begun))
                 except (TrainingError, MemoryError, RuntimeError) as error:
-                    told = isinstance(error, TrainingError)
-                    shared = told and not isinstance(error, OutOfMemoryError)
+                    says_all = isinstance(error, TrainingError)
+                    shared = says_all and not isinstance(error, OutOfMemoryError)
                     if ranks.count > 1 and not shared:  # then the ranks are not at one place
                         raise
-                    where = "" if told else f" ({type(error).__name__}; more in its run.log)"
+                    where = "" if says_all else f" ({type(error).__name__}; more in its run.log)"
                     failed.append(f"run {name}: {error}{where}")
                     observer.failed(error)
                 gc.collect()  # the model and its optimizer are in cycles; the next needs the room
@@ -265,10 +264,10 @@ def _check_folders(root: Path, runs: Mapping[str, Recipe]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _run(recipe: Recipe, folder: Path, observer: Observer) -> dict[str, Any]:
+def _run(recipe: Recipe, folder: Path, observer: Observer, *, resume: bool) -> dict[str, Any]:
     from cl_mofo.experiment import run
 
     try:
-        return run(recipe, out=folder, observer=observer)
+        return run(recipe, out=folder, observer=observer, resume=resume)
     except UserError as error:
         raise UserError(f"run {folder.name}: {error}") from error

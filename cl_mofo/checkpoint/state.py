@@ -171,7 +171,7 @@ def _by_size(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor on the CPU that shares its memory with no other, which safetensors refuses."""
+    """Return a tensor on the CPU that shares memory with no other, as safetensors wants it."""
     moved = tensor.to("cpu").contiguous()
     alone = moved.untyped_storage().nbytes() == moved.nbytes and moved is not tensor
     return moved if alone else moved.clone()

@@ -1,8 +1,8 @@
 """A state as plain values and tensors, and back.
 
-A state is a nesting of mappings (keys are texts or integers), lists, texts, numbers, booleans, None,
-tensors, and `Parts`. It comes back equal, but that tuples come back as lists and
-`Parts` as plain mappings.
+A state is a nesting of mappings (keys are texts or integers), lists, texts, numbers, booleans,
+None, tensors, and `Parts`. It comes back equal, but that tuples come back as lists and `Parts` as
+plain mappings.
 """
 
 from __future__ import annotations

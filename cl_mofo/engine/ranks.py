@@ -67,6 +67,14 @@ class Ranks:
             for text, size in zip(texts, sizes, strict=True)
         ]
 
+    def largest(self, values: list[int]) -> list[int]:
+        """Return for each place the largest number that a rank gives."""
+        if self.count == 1:
+            return values
+        found = torch.tensor(values)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.tolist()
+
     def agree(self, value: Any) -> Any:
         """Return what the first rank gives, which JSON can hold."""
         return self.gather(value if self.first else None)[0]
