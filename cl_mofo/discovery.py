@@ -26,6 +26,7 @@ from cl_mofo.config import SWEEP, Recipe
 from cl_mofo.errors import UserError, nearest
 from cl_mofo.strategy import CLAIMED, PHASES, STEP_PHASES, Strategy
 from cl_mofo.task import Task
+from cl_mofo.untrusted import shortened
 
 TASKS, STRATEGIES = "cl_mofo.tasks", "cl_mofo.strategies"
 """The entry-point groups."""
@@ -73,7 +74,7 @@ T = TypeVar("T")
 def _lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise UserError(
-            f"unknown {kind} '{name}'{nearest(name, known)}; known: {', '.join(known)}. "
+            f"unknown {kind} '{shortened(name)}'{nearest(name, known)}; known: {', '.join(known)}. "
             f"Your own come in with --import FILE.py"
         )
     return known[name]

@@ -13,6 +13,7 @@ from typing import Any
 from cl_mofo.config import EMBEDDED, SWEEP, TINY, Recipe
 from cl_mofo.errors import UserError, nearest
 from cl_mofo.mappings import merge, override, parsed, section
+from cl_mofo.untrusted import MIB, read_bytes
 
 DEFAULT_RECIPE = "trace-mini"
 SUITE_KEYS = {"data", "tasks", "evaluation"}
@@ -40,7 +41,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
         return _mapping(builtin[name_or_path], f"recipe {name_or_path}")
     path = Path(name_or_path)
     try:
-        text = path.read_text("utf-8") if path.is_file() else None
+        text = read_bytes(path, MIB).decode("utf-8") if path.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path}: cannot be read: {error}") from error
     if text is None:

@@ -15,8 +15,11 @@ from cl_mofo.discovery import Registry, registry
 from cl_mofo.errors import UserError, closest, hint, nearest
 from cl_mofo.recipes import import_paths
 from cl_mofo.strategy import Strategy, compose, parse_names
+from cl_mofo.untrusted import shortened
 
 RESERVED = {"strategies"}
+SHOWN = 50
+"""Problems of a recipe that are told in full, and names that a near one is looked for."""
 
 
 def resolve(raw: Mapping[str, Any]) -> Recipe:
@@ -50,7 +53,9 @@ def resolve(raw: Mapping[str, Any]) -> Recipe:
         problems.append(str(error))
     problems += _check_names(core, known)
     if problems or recipe is None:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+        told = list(dict.fromkeys(problems))
+        more = ["and more like these"] if len(told) > SHOWN else []
+        raise UserError("\n".join([*told[:SHOWN], *more]))
     strategies_of(recipe, known)
     return recipe
 
@@ -97,9 +102,9 @@ def _strategy_settings(
         fields = _dotted(name, (f.name for f in dataclasses.fields(strategy.Config)))
         unknown = [key for key in values if f"{name}.{key}" not in fields]
         problems += [
-            f"unknown recipe key '{name}.{key}'{_near_leaf(str(key), fields)}; "
+            f"unknown recipe key '{name}.{shortened(key)}'{_near_leaf(str(key), fields)}; "
             f"known: {', '.join(fields) or 'none'}"
-            for key in unknown
+            for key in unknown[: SHOWN + 1]
         ]
         kept = {key: value for key, value in values.items() if key not in unknown}
         defaults = strategy.Config()
@@ -133,18 +138,23 @@ def _unknown_keys(core: Mapping[str, Any], known: Registry) -> list[str]:
     leaves = [leaf for leaves in sections.values() for leaf in leaves]
     problems = []
     for key, value in core.items():
+        if len(problems) > SHOWN:
+            break
         if key not in keys:
             # A sweep is no key of one run, so it is hinted at, but not among the known ones.
             near = nearest(str(key), [*keys, SWEEP]) or _near_leaf(str(key), leaves)
             meant = _same_leaf(str(key), leaves) or near
-            problems.append(f"unknown recipe key '{key}'{meant}; known: {', '.join(keys)}")
+            problems.append(
+                f"unknown recipe key '{shortened(key)}'{meant}; known: {', '.join(keys)}"
+            )
         elif key in sections and isinstance(value, Mapping):
             problems += [
-                f"unknown recipe key '{key}.{sub}'"
+                f"unknown recipe key '{key}.{shortened(sub)}'"
                 f"{_same_leaf(str(sub), leaves) or _near_leaf(str(sub), sections[key])}; "
                 f"known: {', '.join(sections[key])}"
-                for sub in value
-                if f"{key}.{sub}" not in sections[key]
+                for sub in [sub for sub in value if f"{key}.{sub}" not in sections[key]][
+                    : SHOWN + 1
+                ]
             ]
     return problems
 
@@ -192,7 +202,7 @@ def _check_names(core: Mapping[str, Any], known: Registry) -> list[str]:
         return [str(error)]
     tasks_named = [name for name in lists if isinstance(name, str)]
     for lookup, names in ((known.strategy, strategies), (known.task, tasks_named)):
-        for name in names:
+        for name in names[: SHOWN + 1]:
             try:
                 lookup(name)
             except UserError as error:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cl_mofo.errors import UserError
+from cl_mofo.untrusted import shortened
 
 if TYPE_CHECKING:
     import torch
@@ -183,9 +184,11 @@ def parse_names(text: str) -> tuple[str, ...]:
     """
     names = tuple(part.strip() for part in text.split("+"))
     if not all(names):
-        raise UserError(f"strategy '{text}': names are joined by '+', as in 'replay+mofo'")
+        raise UserError(
+            f"strategy '{shortened(text)}': names are joined by '+', as in 'replay+mofo'"
+        )
     if len(set(names)) < len(names):
-        raise UserError(f"strategy '{text}' names a strategy twice")
+        raise UserError(f"strategy '{shortened(text)}' names a strategy twice")
     return names
 
 

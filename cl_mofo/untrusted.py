@@ -32,6 +32,12 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(text: object, most: int = 80) -> str:
+    """Return what a message quotes: printable, on one line, and of at most so many characters."""
+    shown = printable(str(text)[: most + 1]).replace("\n", "\\n")
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
