@@ -159,4 +159,5 @@ def _may_take() -> int:
     limit: int = process.rlimit(psutil.RLIMIT_AS)[0]
     if limit == psutil.RLIM_INFINITY:
         return available
-    return max(0, min(available, limit - process.memory_info().vms))
+    taken: int = process.memory_info().vms
+    return max(0, min(available, limit - taken))
