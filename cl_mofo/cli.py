@@ -23,6 +23,7 @@ import cl_mofo
 from cl_mofo import ending
 from cl_mofo.console import terminal
 from cl_mofo.errors import LostRankError, StoppedError, TrainingError, UserError
+from cl_mofo.untrusted import printable
 
 if TYPE_CHECKING:
     from cl_mofo.console import Console
@@ -167,7 +168,7 @@ def _shown() -> Iterator[Console]:
         yield console
     except KeyboardInterrupt as error:
         console.stop()
-        _stop(f"interrupted; {error}" if str(error) else "interrupted", 130, alike=True)
+        _stop(str(error) or "interrupted", 130, alike=True)
     except StoppedError as error:
         console.stop()
         _stop(str(error), 75, alike=True)
@@ -270,12 +271,14 @@ def list_things(
 
 
 def _stop(message: str, code: int, *, alike: bool = False) -> NoReturn:
-    ending.end(lambda name: print(f"cl-mofo: {name}{message}", file=sys.stderr), code, alike=alike)
+    # Errors quote data files, recipes and run folders, which may hold what a terminal acts on.
+    told = printable(message)
+    ending.end(lambda name: print(f"cl-mofo: {name}{told}", file=sys.stderr), code, alike=alike)
 
 
 def _fault() -> NoReturn:
     def say(name: str) -> None:
-        traceback.print_exc()
+        print(printable(traceback.format_exc()), end="", file=sys.stderr)
         told = "a fault in cl-mofo, not in what you gave; the traceback above says where"
         print(f"cl-mofo: {name}{told}", file=sys.stderr)
 

@@ -40,6 +40,10 @@ def terminal() -> RichConsole:
     return RichConsole(emoji=False, width=None if wide else 120)
 
 
+def _shown(value: object) -> str:
+    return escape(printable(str(value)))
+
+
 class Console(Observer):
     """Write to a terminal, or plain lines where there is none.
 
@@ -55,14 +59,14 @@ class Console(Observer):
 
     def loading(self, recipe: Recipe) -> None:
         """Say which model is loaded."""
-        self.console.print(f"loading {recipe.model.path}", highlight=False, markup=False)
+        self._say(f"loading {recipe.model.path}")
 
     def started(self, recipe: Recipe, plans: Sequence[TaskPlan], folder: Path) -> None:
         """Say what is run and where it is written."""
         self.console.print(
             f"[bold]{escape(recipe.strategy)}[/] on {escape(recipe.data.suite)} "
-            f"({len(plans)} tasks) with {escape(recipe.model.path)}, seed {recipe.seed} "
-            f"-> {escape(str(folder))}",
+            f"({len(plans)} tasks) with {_shown(recipe.model.path)}, seed {recipe.seed} "
+            f"-> {_shown(folder)}",
             highlight=False,
             soft_wrap=True,
         )
@@ -135,7 +139,7 @@ class Console(Observer):
             highlight=False,
         )
         self.console.print(
-            f"Written to {escape(str(folder))}: results.json, metrics.parquet, predictions/, "
+            f"Written to {_shown(folder)}: results.json, metrics.parquet, predictions/, "
             f"figures/matrix.png, figures/curves.png",
             highlight=False,
             soft_wrap=True,
@@ -147,7 +151,7 @@ class Console(Observer):
         """Say which of a sweep's runs is next, or why it is skipped."""
         reason = f": skipped, {skipped} ({folder})" if skipped else ""
         self.console.print(
-            f"run {number} of {total}: {recipe.strategy}, seed {recipe.seed}{reason}",
+            printable(f"run {number} of {total}: {recipe.strategy}, seed {recipe.seed}{reason}"),
             style=None if skipped else "bold",
             highlight=False,
             markup=False,
@@ -157,7 +161,7 @@ class Console(Observer):
     def failed(self, error: Exception) -> None:
         """Say why a sweep's run ended early."""
         self._close()
-        self.console.print(f"stopped: {error}", highlight=False, markup=False, soft_wrap=True)
+        self._say(f"stopped: {error}")
 
     def swept(self, folder: Path) -> None:
         """Print the table over a sweep's folder, and say where it is."""
@@ -166,13 +170,8 @@ class Console(Observer):
         try:
             self.console.print(comparison_table(load_runs([folder])))
         except UserError as error:  # of a run that is not the sweep's, or none has begun
-            self.console.print(f"no table: {error}", highlight=False, markup=False, soft_wrap=True)
-        self.console.print(
-            f"The runs are in {folder}; this table again: cl-mofo report {folder}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+            self._say(f"no table: {error}")
+        self._say(f"The runs are in {folder}; this table again: cl-mofo report {folder}")
 
     def stop(self) -> None:
         """Leave the terminal as it should be, whatever happened."""

@@ -6,6 +6,8 @@ changes; the same runs give the same bytes.
 
 from __future__ import annotations
 
+import itertools
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
+LONGEST_FILE_NAME = 50
+"""Characters of a run's name in a file's: up to 200 of the 255 bytes that file systems allow."""
 _MOST = 60.0  # inches: a matrix of very many tasks stays within what a PNG can hold
 
 # Okabe and Ito's palette, told apart with any common colour vision; its yellow is too pale for a
@@ -39,11 +43,18 @@ def draw(runs: Sequence[RunResults], folder: str | Path) -> list[str]:
     """
     names: list[str] = []
     for run in runs:
-        name = f"matrix-{run.name}"
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+        name = f"matrix-{_file_name(run.name)}"
+        endings = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
+        taken = {other.lower() for other in names}
+        names.append(next(n for end in endings if (n := name + end).lower() not in taken))
         heat_map(run, Path(folder) / f"{names[-1]}.png")
     curves(runs, Path(folder) / "curves.png")
     return [*(f"{name}.png" for name in names), "curves.png"]
+
+
+def _file_name(name: str) -> str:
+    """Return what a file on any system may be called: no separator, no control, not too long."""
+    return re.sub(r'[\\/:*?"<>|]', "_", name)[:LONGEST_FILE_NAME]
 
 
 def heat_map(results: RunResults, path: str | Path) -> None:

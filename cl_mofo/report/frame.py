@@ -41,10 +41,18 @@ def summarise(runs: Iterable[RunResults], *, paper: bool = False) -> pd.DataFram
 
 
 def csv(runs: Iterable[RunResults], *, paper: bool = False) -> str:
-    """Return `summarise` as CSV with a header row: four decimals, empty cells for no figure."""
-    return summarise(runs, paper=paper).to_csv(
-        index=False, float_format="%.4f", lineterminator="\n"
-    )
+    """Return `summarise` as CSV with a header row: four decimals, empty cells for no figure.
+
+    A text that a spreadsheet would compute has a "'" in front.
+    """
+    frame = summarise(runs, paper=paper).rename(columns=_inert)
+    texts = frame.select_dtypes(exclude=["number", "bool"]).columns
+    frame[texts] = frame[texts].map(_inert)
+    return frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+
+
+def _inert(text: str) -> str:
+    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@＝＋－＠") else text
 
 
 def _record(entry: Entry, paper: bool) -> dict[str, Any]:

@@ -16,15 +16,23 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, NoReturn
 
 from cl_mofo.errors import UserError
 from cl_mofo.report.results import BWT_CONVENTION, OP_CONVENTION, Cells, RunResults
 from cl_mofo.report.settings import read_settings
+from cl_mofo.untrusted import MIB, distinct, read_bytes
 
 SCHEMA = 1
 FILE_NAME = "results.json"
 REQUIRED = ("schema", "strategy", "seed", "tasks", "scores", "op", "bwt")
+MOST_BYTES = 16 * MIB
+MOST_TASKS = 1000
+LONGEST_NAME = 500
+"""Characters; a model's may be a path, which is longer."""
+LONGEST_PATH = 4096
+SEEDS = 2**32
 ROUNDING = 0.051
 """How far a stored OP or BWT may lie from the one its scores give: one decimal's rounding."""
 
@@ -41,7 +49,8 @@ def load_results(path: str | Path) -> RunResults:
     path = Path(path)
     file = path / FILE_NAME if path.is_dir() else path
     try:
-        data = json.loads(file.read_bytes().decode("utf-8"))
+        text = read_bytes(file, MOST_BYTES).decode("utf-8")
+        data = json.loads(text, object_pairs_hook=distinct)
     except FileNotFoundError:
         raise UserError(
             f"{file}: no such file. Give a run folder, which holds a {FILE_NAME}, or that file"
@@ -101,12 +110,15 @@ def parse_results(data: Any, path: str | Path) -> RunResults:
     if missing := [key for key in REQUIRED if key not in data]:
         _refuse(path, f"has no {', '.join(repr(key) for key in missing)}")
     if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
-        _refuse(path, f"has schema {data['schema']!r}; this version of cl-mofo reads {SCHEMA}")
-    if not isinstance(data["seed"], int) or isinstance(data["seed"], bool):
-        _refuse(path, f"'seed' is {data['seed']!r}, not an integer")
+        _refuse(path, f"has schema {brief(data['schema'])}; this version of cl-mofo reads {SCHEMA}")
+    seed = data["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
+        _refuse(path, f"'seed' is {brief(seed)}, not an integer from 0 to {SEEDS - 1}")
     tasks = data["tasks"]
     if not isinstance(tasks, list) or not tasks:
         _refuse(path, f"'tasks' is {_kind(tasks)}, not a list of at least one name")
+    if len(tasks) > MOST_TASKS:
+        _refuse(path, f"'tasks' names {len(tasks)} tasks; {MOST_TASKS} at most can be shown")
     tasks = tuple(_name(path, f"tasks[{i}]", task) for i, task in enumerate(tasks))
     if len(set(tasks)) < len(tasks):
         _refuse(path, "'tasks' names a task twice")
@@ -116,9 +128,9 @@ def parse_results(data: Any, path: str | Path) -> RunResults:
     run = RunResults(
         path=path,
         strategy=_name(path, "strategy", data["strategy"]),
-        seed=data["seed"],
+        seed=seed,
         suite=_optional_name(path, "suite", data.get("suite")),
-        model=_optional_name(path, "model", data.get("model")),
+        model=_optional_name(path, "model", data.get("model"), LONGEST_PATH),
         tasks=tasks,
         headline=_headline(path, data.get("headline")),
         scores=scores,
@@ -136,7 +148,7 @@ def _refuse(path: Path, what: str) -> NoReturn:
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
-    return names.get(type(value), f"the value {value!r:.40}")
+    return names.get(type(value), f"the value {brief(value)}")
 
 
 def _list(path: Path, key: str, value: Any, length: int) -> list[Any]:
@@ -147,16 +159,18 @@ def _list(path: Path, key: str, value: Any, length: int) -> list[Any]:
     return value
 
 
-def _name(path: Path, key: str, value: Any) -> str:
+def _name(path: Path, key: str, value: Any, most: int = LONGEST_NAME) -> str:
     if not isinstance(value, str) or not value.strip():
-        _refuse(path, f"'{key}' is {value!r:.40}, not a name")
+        _refuse(path, f"'{key}' is {brief(value)}, not a name")
     if not value.isprintable():  # a line break or an escape sequence would wreck every table
-        _refuse(path, f"'{key}' is {value!r:.60}, with characters that cannot be printed")
+        _refuse(path, f"'{key}' is {brief(value)}, with characters that cannot be printed")
+    if len(value) > most:
+        _refuse(path, f"'{key}' is a name of {len(value)} characters; {most} at most")
     return value
 
 
-def _optional_name(path: Path, key: str, value: Any) -> str:
-    return "" if value is None or value == "" else _name(path, key, value)
+def _optional_name(path: Path, key: str, value: Any, most: int = LONGEST_NAME) -> str:
+    return "" if value is None or value == "" else _name(path, key, value, most)
 
 
 def _headline(path: Path, value: Any) -> dict[str, str]:
@@ -165,7 +179,7 @@ def _headline(path: Path, value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         _refuse(path, f"'headline' is {_kind(value)}, not an object of task: metric")
     return {
-        _name(path, "headline", task): _name(path, f"headline[{task!r}]", metric)
+        _name(path, "headline", task): _name(path, f"headline[{brief(task)}]", metric)
         for task, metric in value.items()
     }
 
@@ -182,9 +196,9 @@ def _number(path: Path, key: str, value: Any, least: float) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        _refuse(path, f"{key} is {value!r:.40}, neither a number nor null")
+        _refuse(path, f"{key} is {brief(value)}, neither a number nor null")
     if not least - 1e-6 <= value <= 100 + 1e-6:  # false for NaN
-        _refuse(path, f"{key} is {value!r:.40}; it is a percent from {least:g} to 100, or null")
+        _refuse(path, f"{key} is {brief(value)}; it is a percent from {least:g} to 100, or null")
     return float(value)
 
 
@@ -192,7 +206,7 @@ def _finished(path: Path, value: Any, run_is_complete: bool) -> bool:
     if value is None:
         return run_is_complete
     if not isinstance(value, bool):
-        _refuse(path, f"'finished' is {value!r:.40}, neither true nor false")
+        _refuse(path, f"'finished' is {brief(value)}, neither true nor false")
     if value and not run_is_complete:
         _refuse(path, "says it is finished, but its last row of scores has unmeasured cells")
     return value

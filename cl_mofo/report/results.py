@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cl_mofo.errors import UserError
 from cl_mofo.report.settings import Settings
+from cl_mofo.untrusted import printable
 
 if TYPE_CHECKING:
     from cl_mofo.evaluation import ResultMatrix
@@ -51,8 +52,8 @@ class RunResults:
 
     @property
     def name(self) -> str:
-        """The run folder's name."""
-        return self.path.absolute().parent.name
+        """The run folder's name, printable."""
+        return printable(self.path.absolute().parent.name).replace("\n", r"\n")
 
     @property
     def learned_tasks(self) -> int:

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cl_mofo.errors import UserError
+from cl_mofo.untrusted import MIB, read_bytes, shortened
 
 FILE_NAME = "recipe.yaml"
+SHOWN = 20
+"""Keys in which recipes differ that a label names."""
 _NO_MATTER = frozenset({"seed", "strategy", "save_model"})
 
 Settings = Mapping[str, str]
@@ -30,19 +33,18 @@ def read_settings(folder: Path, strategy: str) -> Settings:
     Raises:
         UserError: there is a recipe, and it cannot be read or is not a YAML mapping.
     """
-    import yaml
-
     from cl_mofo.config import Recipe
+    from cl_mofo.mappings import parsed
 
     file = folder / FILE_NAME
     try:
-        recipe = yaml.safe_load(file.read_bytes())
+        recipe = parsed(read_bytes(file, MIB).decode("utf-8"), str(file))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is not YAML: {str(error).splitlines()[0]}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not UTF-8 text (byte {error.start})") from None
     if not isinstance(recipe, dict):
         raise UserError(f"{file}: is not a recipe: a mapping is expected")
     used = Recipe.model_fields.keys() | {name.strip() for name in strategy.split("+")}
@@ -56,7 +58,9 @@ def differences(recipes: Sequence[Settings]) -> list[str]:
     keys = dict.fromkeys(key for recipe in known for key in recipe)
     apart = [key for key in keys if len({recipe.get(key) for recipe in known}) > 1]
     return [
-        ", ".join(f"{key}={recipe[key]}" for key in apart if key in recipe)
+        ", ".join(
+            f"{shortened(key)}={shortened(recipe[key])}" for key in apart[:SHOWN] if key in recipe
+        )
         if recipe or len(recipes) == 1
         else f"no {FILE_NAME}"
         for recipe in recipes

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from cl_mofo.report.paper import PaperFigures, paper_source, paper_table, strategy_key
 from cl_mofo.report.results import BWT_CONVENTION, OP_CONVENTION, RunResults
 from cl_mofo.report.settings import Settings, differences
+from cl_mofo.untrusted import printable
 
 CONVENTION = (
     f"{OP_CONVENTION}; {BWT_CONVENTION}; learned = mean over i of R[i,i]; all in percent; "
@@ -188,7 +189,10 @@ def _folders(runs: Sequence[RunResults]) -> dict[Path, str]:
     """Name each run's folder, by its path where the name alone would not tell it from another."""
     names = [run.name for run in runs]
     return {
-        run.path: run.name if names.count(run.name) == 1 else str(run.path.parent) for run in runs
+        run.path: run.name
+        if names.count(run.name) == 1
+        else printable(str(run.path.parent)).replace("\n", r"\n")
+        for run in runs
     }
 
 

@@ -33,8 +33,11 @@ def number(value: float | None) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it stands, also inside a table's cell."""
-    return re.sub(r"([\\`*_{}\[\]<>|~&$#!])", r"\\\1", text)
+    """Return text that Markdown shows as it stands, also inside a table's cell.
+
+    GitHub's Markdown makes links of bare addresses and of names after an "@"; here it does not.
+    """
+    return re.sub(r"([\\`*_{}\[\]<>|~&$#!@]|(?<=:)/(?=/)|(?<=www)\.)", r"\\\1", text, flags=re.I)
 
 
 def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
