@@ -52,10 +52,10 @@ from cl_mofo.data.records import Record
 from cl_mofo.data.stages import Stage, stage_of
 from cl_mofo.data.tokenise import Example
 from cl_mofo.engine import Engine, SingleEngine, check_engine
+from cl_mofo.loopstate import Position, loop_state, set_loop_state
 from cl_mofo.memory import explained
 from cl_mofo.model import LanguageModel
 from cl_mofo.remedies import Remedies
-from cl_mofo.resume import Position, loop_state, set_loop_state
 from cl_mofo.services import Services
 from cl_mofo.strategy import STEP_PHASES, Strategy, in_order
 from cl_mofo.update import refuse_broken_weights, update

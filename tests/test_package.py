@@ -1,12 +1,14 @@
 """The package as it is installed: what importing costs, and that its parts are found anywhere."""
 
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import cl_mofo
 from tests.conftest import ROOT
 
 HEAVY = ("torch", "transformers", "avalanche", "datasets", "pandas", "matplotlib", "deepspeed")
@@ -29,6 +31,13 @@ def python(code: str, cwd: Path | None = None, **env: str) -> str:
 def test_importing_loads_nothing_heavy(module):
     loaded = python(f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])")
     assert loaded == "[]"
+
+
+def test_no_module_hides_a_name():
+    # A module that is imported becomes an attribute of its package, under its own name.
+    modules = {module.name for module in pkgutil.iter_modules(cl_mofo.__path__)}
+    assert len(modules) > 40
+    assert not modules & {*cl_mofo.__all__}
 
 
 def test_names_load_when_used():
