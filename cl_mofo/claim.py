@@ -19,6 +19,7 @@ from typing import Any
 
 from cl_mofo.config import Recipe
 from cl_mofo.errors import UserError
+from cl_mofo.folder import begun
 from cl_mofo.identity import differences, flat
 from cl_mofo.mappings import parsed
 from cl_mofo.recipes import import_paths
@@ -69,7 +70,7 @@ def state(folder: Path, recipe: Recipe) -> State:
         UserError: it holds something else than a run of this recipe, or cannot be read.
     """
     try:
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if not folder.exists() or (folder.is_dir() and not begun(folder)):
             return State.OPEN
         text = (folder / "recipe.yaml").read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError):

@@ -29,7 +29,7 @@ from typing import IO, Any
 import yaml
 
 from cl_mofo.errors import NotWrittenError, UserError
-from cl_mofo.files import write_checked, write_whole
+from cl_mofo.files import PARTIAL, write_checked, write_whole
 
 LOG = "run.log"
 RECIPE = "recipe.yaml"
@@ -54,6 +54,11 @@ def hold(file: IO[Any], *, probe: bool = False) -> bool:
     return True
 
 
+def begun(folder: Path) -> bool:
+    """Tell whether a folder holds more than what a run leaves that is killed at its very start."""
+    return any(path.name not in (LOG, RECIPE + PARTIAL) for path in folder.iterdir())
+
+
 class RunFolder:
     """Create and fill a run folder, or go on filling one.
 
@@ -72,16 +77,15 @@ class RunFolder:
         self.path = _fresh(label) if path is None else Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # "x": of two runs that were given one folder at once, one gets it.
-            mode = "a" if resume else "x"
-            self._handler = logging.FileHandler(self.path / LOG, mode, encoding="utf-8")
-        except FileExistsError:
-            raise UserError(f"--out {self.path}: another run has just begun there") from None
+            self._handler = logging.FileHandler(self.path / LOG, "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be used: {error.strerror}") from error
         if self._handler.stream is not None and not hold(self._handler.stream):
             self._handler.close()
             raise UserError(f"{self.path}: another process is running this run. Let it, or stop it")
+        if not resume and begun(self.path):  # since it was looked at
+            self._handler.close()
+            raise UserError(f"--out {self.path}: another run has just begun there")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self.log = logging.Logger("cl_mofo.run", logging.INFO)
         self.log.addHandler(self._handler)
@@ -103,7 +107,7 @@ class RunFolder:
             str(wanted).encode()
             if wanted.exists() and not wanted.is_dir():
                 raise UserError(f"--out {wanted}: is a file. Name a folder")
-            if path is not None and wanted.is_dir() and any(wanted.iterdir()):
+            if path is not None and wanted.is_dir() and begun(wanted):
                 if (wanted / RECIPE).is_file():
                     raise UserError(
                         f"--out {path}: the folder holds a run. Go on with it by --resume (or "

@@ -21,9 +21,18 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path, monkeypatch
 def test_of_two_runs_given_one_folder_at_once_one_gets_it(tmp_path, monkeypatch):
     monkeypatch.setattr(RunFolder, "check", staticmethod(lambda path: None))  # both found it empty
     first = RunFolder(tmp_path / "run", "mofo")
-    with pytest.raises(UserError, match="File exists"):
+    with pytest.raises(UserError, match="another process is running this run"):
         RunFolder(tmp_path / "run", "mofo")
+    first.write_yaml("recipe.yaml", {})
     first.close()
+    with pytest.raises(UserError, match="another run has just begun there"):
+        RunFolder(tmp_path / "run", "mofo")
+
+
+def test_a_run_that_was_killed_before_it_began_is_in_nobodys_way(tmp_path):
+    RunFolder(tmp_path, "mofo").close()
+    (tmp_path / "recipe.yaml.partial").write_text("mod")
+    RunFolder(tmp_path, "mofo").close()
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "file/below", "\udcff"])
