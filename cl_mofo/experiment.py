@@ -189,6 +189,8 @@ def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict
             with stop.listening():
                 results = sequence.learn(left.checkpoint, left.progress)
         folder.write_json("manifest.json", record | {"finished": now()})
+        if ranks.first:
+            sequence.store.clear()
     except DamagedError as error:
         folder.log.error("stopped: %s", error)
         raise UserError(

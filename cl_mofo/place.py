@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_mofo.claim import clear, manifest_of
 from cl_mofo.errors import UserError
-from cl_mofo.files import DamagedError, read_checked
+from cl_mofo.files import PARTIAL, DamagedError, read_checked
 from cl_mofo.folder import RECIPE, RunFolder
 from cl_mofo.identity import compare
 from cl_mofo.manifest import now
@@ -115,7 +116,7 @@ class Place:
         name, kept, manifest = None, None, None
         with ranks.together():
             if ranks.first:
-                store.clear_partial()
+                _clear_partial(folder.path)
                 checkpoint = None
                 for found in store.read():
                     if not isinstance(found, DamagedError):
@@ -133,6 +134,15 @@ class Place:
         name, kept, manifest = ranks.agree([name, kept, manifest])
         progress = kept and kept.get("progress")
         return Left(store.open(name) if name else None, progress, manifest)
+
+
+def _clear_partial(folder: Path) -> None:
+    """Remove what an earlier process did not write to its end."""
+    for path in sorted(folder.rglob(f"*{PARTIAL}"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _kept(folder: Path, warn: Any) -> dict[str, Any] | None:

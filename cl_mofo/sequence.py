@@ -142,7 +142,7 @@ class TaskSequence:
             kept = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
             raise type(error)(f"{error}. In {self.folder.path}, {kept}") from error
         except (StoppedError, KeyboardInterrupt) as error:
-            again = f"{error}. Go on by cl-mofo resume {self.folder.path}"
+            again = f"{error}. To go on: cl-mofo resume {self.folder.path}"
             raise type(error)(again) from None
         finally:
             self.folder.write_metrics(self.steps.rows)
@@ -188,6 +188,7 @@ class TaskSequence:
         self._keep_progress()
         if self.recipe.evaluation.initial and not progress.learned:
             self._test(0, range(len(plans)))
+            self._write()
         for i, (plan, experience) in enumerate(
             zip(plans, self.benchmark.train_stream, strict=True)
         ):
@@ -201,8 +202,6 @@ class TaskSequence:
         results = self._write()
         if self.ranks.first:
             self._draw(results)
-        if self.ranks.first:
-            self.store.clear()
         self.observer.finished(results, folder.path)
         folder.log.info("finished: OP %.2f", results["op"][-1])
         return results | {"folder": str(folder.path)}

@@ -18,6 +18,11 @@ ALONE = 5.0
 """Seconds after which one of several ranks that was asked to stop waits for no other."""
 
 
+AGAIN = 2.0
+"""Seconds within which a signal is the same request: a launcher passes on what a process has also
+had from a scheduler or a terminal."""
+
+
 class Stop:
     """Whether a signal has asked to stop. The first is remembered, a second stops at once."""
 
@@ -43,9 +48,11 @@ class Stop:
                 signal.signal(number, before[number])
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            raise stopped(number, "at once, on a second signal")
-        self.signal, self._heard = number, time.monotonic()
+        now = time.monotonic()
+        if not self.signal:
+            self.signal, self._heard = number, now
+        elif now - self._heard > AGAIN:
+            raise stopped(number, "at once, the second time")
 
     @property
     def overdue(self) -> bool:
@@ -55,5 +62,6 @@ class Stop:
 
 def stopped(number: int, how: str) -> BaseException:
     """Return what is raised where a run leaves on a signal."""
-    told = f"stopped {how} ({signal.Signals(number).name})"
-    return KeyboardInterrupt(told) if number == signal.SIGINT else StoppedError(told)
+    if number == signal.SIGINT:
+        return KeyboardInterrupt(f"interrupted {how}")
+    return StoppedError(f"stopped by {signal.Signals(number).name} {how}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,7 +86,7 @@ def test_report_draws(runs):
 
 def test_a_name_is_given_once(runs):
     cwd, *_ = runs
-    refused(cl_mofo("run", *SMALL, "--out", "outputs/two", cwd=cwd), "not empty")
+    refused(cl_mofo("run", *SMALL, "--out", "outputs/two", cwd=cwd), "--resume")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,11 @@ def test_an_interrupted_run_says_where_it_stands(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "cl-mofo: interrupted; what was measured so far is in the run folder\n"
+    assert re.fullmatch(
+        r"cl-mofo: interrupted after step \d+ of 4000 on C-STANCE; checkpoint \d+-00 is written. "
+        r"To go on: cl-mofo resume run\n",
+        errors,
+    )
     assert (tmp_path / "run" / "metrics.parquet").is_file()
     assert json.loads((tmp_path / "run" / "results.json").read_text())["finished"] is False
 

@@ -218,7 +218,7 @@ def test_an_answer_cut_short_is_never_right(tmp_path, monkeypatch):
 
 def test_a_run_folder_is_never_written_into(done):
     _, folder = done
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match=r"holds a run. Go on with it by --resume .*--overwrite"):
         cl_mofo.run(SMALL, out=folder)
     with pytest.raises(UserError, match="is a file"):
         cl_mofo.run(SMALL, out=folder / "results.json")

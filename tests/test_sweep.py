@@ -245,7 +245,7 @@ def test_a_finished_run_on_other_data_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_run_that_runs_out_of_memory_stops_no_other(tmp_path, monkeypatch):
-    def short(recipe, out, observer):
+    def short(recipe, out, observer, resume):
         if recipe.strategy == "sequential":
             raise RuntimeError("out of memory")
         return {"strategy": recipe.strategy}
@@ -290,9 +290,7 @@ def test_an_interrupt_stops_all_runs_and_the_same_command_goes_on(tmp_path, monk
     told = capsys.readouterr()
     assert "run 1 of 2: sequential, seed 42\n" in told.out
     assert "run 2" not in told.out
-    assert told.err.endswith(
-        "cl-mofo: interrupted; the same command goes on with the run that was stopped\n"
-    )
+    assert told.err.endswith(f"To go on: cl-mofo resume {tmp_path}/sequential\n")
     assert not json.loads((tmp_path / "sequential" / "results.json").read_text())["finished"]
     heard = Heard()
     run_sweep(read_request(str(file), strategy="sequential"), out=tmp_path, observer=heard)
@@ -314,7 +312,7 @@ def test_the_console_says_which_run_is_next_and_shows_the_table(done):
 
 
 def test_a_fault_in_one_run_names_it(tmp_path, monkeypatch):
-    def broken(recipe, out, observer):
+    def broken(recipe, out, observer, resume):
         raise UserError("no")
 
     monkeypatch.setattr(experiment, "run", broken)
