@@ -27,6 +27,11 @@ MOST_BITS = 64
 class _Loader(yaml.SafeLoader):
     """YAML's values that JSON has too; 1e-5 is a number, and a key given twice is refused."""
 
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        if self.flow_level > DEEPEST_NODE:  # each would take longer than the last
+            raise yaml.YAMLError(f"nested deeper than {DEEPEST_NODE} levels")
+        super().fetch_flow_collection_start(TokenClass)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         found = dict(super().construct_mapping(node, deep))

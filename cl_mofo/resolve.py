@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from reprlib import repr as brief
@@ -114,10 +115,15 @@ def _strategy_settings(
             if isinstance(value, bool) and not isinstance(getattr(defaults, key), bool)
         ]
         try:
-            configs[name] = TypeAdapter(strategy.Config).validate_python(kept)
+            configs[name] = _adapter(strategy.Config).validate_python(kept)
         except ValidationError as error:
             problems += _told(error, name)
     return configs
+
+
+@functools.lru_cache(maxsize=256)
+def _adapter(config: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(config)
 
 
 def _dotted(name: str, fields: Iterable[str]) -> list[str]:

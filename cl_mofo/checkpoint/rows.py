@@ -25,11 +25,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         DamagedError: it is none.
     """
-    import pandas as pd
     import pyarrow as pa
+    from pyarrow import parquet
 
     try:
-        found = pd.read_parquet(path).to_dict("records")
+        # Without what pandas wrote beside the columns, which says nothing more and may be broken.
+        table = parquet.read_table(path).replace_schema_metadata(None)
+        found = table.to_pandas().to_dict("records")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedError(f"{path.name} cannot be read ({error})") from error
     return [{str(key): value for key, value in row.items()} for row in found]
