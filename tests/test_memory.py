@@ -361,21 +361,21 @@ main()
 def test_a_limit_of_the_process_is_told_without_a_traceback(tmp_path):
     arguments = [
         *("--out", str(tmp_path / "run"), "--set", "tasks.only=[MeetingBank]"),
-        *("--set", "training.micro_batch_size=64", "--set", "optimizer.batch_size=64"),
-        *("--set", "data.train_limit=64", "--set", "evaluation.initial=false"),
+        *("--set", "training.micro_batch_size=128", "--set", "optimizer.batch_size=128"),
+        *("--set", "data.train_limit=128", "--set", "evaluation.initial=false"),
     ]
-    code = LIMITED.format(room=64 * MiB, arguments=arguments)
+    code = LIMITED.format(room=200 * MiB, arguments=arguments)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert (
-        "cl-mofo: out of memory while a forward and backward pass was made over 64" in done.stderr
+        "cl-mofo: out of memory while a forward and backward pass was made over 128" in done.stderr
     )
     assert "the host was asked for" in done.stderr
     assert "short by" in done.stderr
-    assert "training.micro_batch_size=32" in done.stderr
+    assert "training.micro_batch_size=64" in done.stderr
 
 
 ONE_RANK = """
