@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := outputs/demo
 
-.PHONY: demo test lint install clean
+.PHONY: demo test soak lint install clean
 
 install: $(INSTALLED)
 
@@ -21,6 +21,10 @@ demo: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Kills 50 runs of each of six strategies by SIGKILL, goes on with them, and compares: 25 minutes.
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills 50 --jobs 2
 
 # mypy reads the package as it is installed, with tasks, strategies and runs in their places.
 lint: $(INSTALLED)
