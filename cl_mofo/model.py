@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import TINY, ModelConfig
 from cl_mofo.data.batches import IGNORED, MicroBatch
+from cl_mofo.downloads import check_index
 from cl_mofo.errors import UserError
 from cl_mofo.memory import explained
 from cl_mofo.paths import expand
@@ -60,6 +61,7 @@ def load_model(config: ModelConfig, device_index: int | None = None) -> Language
         config.compute_dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
     )
     tokenizer = load_tokenizer(config)
+    check_index(config.path, _name(config.path), config.revision)
     import transformers
 
     module, info = _from_pretrained(

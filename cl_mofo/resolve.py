@@ -142,7 +142,7 @@ def _unknown_keys(core: Mapping[str, Any], known: Registry) -> list[str]:
             sections[name] = [f"{name}.{sub}" for sub in type(field.default).model_fields]
     keys += list(known.strategies)
     leaves = [leaf for leaves in sections.values() for leaf in leaves]
-    problems = []
+    problems: list[str] = []
     for key, value in core.items():
         if len(problems) > SHOWN:
             break
@@ -154,13 +154,12 @@ def _unknown_keys(core: Mapping[str, Any], known: Registry) -> list[str]:
                 f"unknown recipe key '{shortened(key)}'{meant}; known: {', '.join(keys)}"
             )
         elif key in sections and isinstance(value, Mapping):
+            unknown = [sub for sub in value if f"{key}.{sub}" not in sections[key]]
             problems += [
                 f"unknown recipe key '{key}.{shortened(sub)}'"
                 f"{_same_leaf(str(sub), leaves) or _near_leaf(str(sub), sections[key])}; "
                 f"known: {', '.join(sections[key])}"
-                for sub in [sub for sub in value if f"{key}.{sub}" not in sections[key]][
-                    : SHOWN + 1
-                ]
+                for sub in unknown[: SHOWN + 1]
             ]
     return problems
 

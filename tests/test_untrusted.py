@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from rich.console import Console as RichConsole
+from safetensors.torch import load_file
 
 import cl_mofo
 from cl_mofo import mini
@@ -18,6 +19,7 @@ from cl_mofo.config import ModelConfig, Recipe
 from cl_mofo.console import Console
 from cl_mofo.errors import UserError
 from cl_mofo.mappings import parsed
+from cl_mofo.model import load_model
 from cl_mofo.recipes import override, read_recipe, to_mapping
 from cl_mofo.report import comparison_table, draw, load_results, load_runs, matrix_table, render
 from cl_mofo.report.text import escape_markdown
@@ -267,3 +269,26 @@ MANIFEST = {
     *("resumed", "identity", "run"),
 }
 """All that may be recorded of where a run was made; a new key is a decision."""
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "{root}/outside.safetensors", "a\\..\\b"]
+)
+def test_a_checkpoint_names_no_file_outside_of_it(tmp_path, name):
+    shutil.copytree(mini.tiny_path(), tmp_path / "model")
+    whole = tmp_path / "model" / "model.safetensors"
+    names = list(load_file(whole))
+    shutil.move(whole, tmp_path / "outside.safetensors")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    parts = dict.fromkeys(names, name.format(root=tmp_path))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+    config = ModelConfig(path=str(tmp_path / "model"), device="cpu")
+    with pytest.raises(UserError, match="which is no file of the checkpoint"):
+        load_model(config)
+    shutil.move(tmp_path / "outside.safetensors", tmp_path / "model" / "part-1.safetensors")
+    parts = dict.fromkeys(names, "part-1.safetensors")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": parts}))
+    assert len(load_model(config).module.state_dict()) >= len(names)
+    index.write_text("{")
+    with pytest.raises(UserError, match=r"index\.json cannot be read"):
+        load_model(config)
