@@ -216,9 +216,9 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When a run saves what it needs to go on (docs/reliability.md); after each task it always does.
+    """When a run saves what it needs to go on (docs/reliability.md): always after a task, and here.
 
-    Nothing here changes what is computed.
+    Nothing of this changes what is computed.
     """
 
     every_minutes: Annotated[Number, Field(ge=0)] | None = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ def synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: Iterable[bytes]) -> None:
     """Write a file whole or not at all, whatever happens meanwhile; its folder is made if need be.
+
+    Args:
+        path: the file.
+        content: its bytes, in pieces.
 
     Raises:
         OSError: it cannot be written; what was there before is there still.
@@ -39,7 +43,7 @@ def write_whole(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -71,15 +75,39 @@ def from_json(content: bytes, where: str) -> Any:
         raise DamagedError(f"{where} is no JSON ({error})") from error
 
 
+def checked_line(value: Mapping[str, Any]) -> bytes:
+    """Return JSON with its own checksum, on one line."""
+    content = to_json(value)
+    checksum = hashlib.sha256(content).hexdigest()
+    return b'{"sha256":"' + checksum.encode() + b'","content":' + content + b"}"
+
+
+def read_line(line: bytes, where: str) -> dict[str, Any]:
+    """Return what `checked_line` was given.
+
+    Raises:
+        DamagedError: it is not as it was.
+    """
+    found = from_json(line, where)
+    content = found.get("content") if isinstance(found, dict) else None
+    if not isinstance(content, dict):
+        raise DamagedError(f"{where} is not as it was written")
+    try:
+        intact = hashlib.sha256(to_json(content)).hexdigest() == found.get("sha256")
+    except (ValueError, RecursionError):
+        intact = False
+    if not intact:
+        raise DamagedError(f"{where} is not as it was written: its checksum differs")
+    return content
+
+
 def write_checked(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON with its own checksum.
 
     Raises:
         OSError: it cannot be written.
     """
-    content = to_json(value)
-    checksum = hashlib.sha256(content).hexdigest()
-    write_whole(path, b'{"sha256":"' + checksum.encode() + b'","content":' + content + b"}\n")
+    write_whole(path, [checked_line(value) + b"\n"])
 
 
 def read_checked(path: Path) -> dict[str, Any]:
@@ -89,16 +117,6 @@ def read_checked(path: Path) -> dict[str, Any]:
         DamagedError: the file is not there, cannot be read, or is not as it was written.
     """
     try:
-        found = from_json(path.read_bytes(), path.name)
+        return read_line(path.read_bytes(), path.name)
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read ({error.strerror})") from error
-    content = found.get("content") if isinstance(found, dict) else None
-    if not isinstance(content, dict):
-        raise DamagedError(f"{path.name} is not as it was written")
-    try:
-        intact = hashlib.sha256(to_json(content)).hexdigest() == found.get("sha256")
-    except (ValueError, RecursionError):
-        intact = False
-    if not intact:
-        raise DamagedError(f"{path.name} is not as it was written: its checksum differs")
-    return content

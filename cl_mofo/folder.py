@@ -20,8 +20,9 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -59,6 +60,18 @@ def begun(folder: Path) -> bool:
     return any(path.name not in (LOG, RECIPE + PARTIAL) for path in folder.iterdir())
 
 
+class _Log(logging.FileHandler):
+    """A log that loses what cannot be written: a full disk ends no run by that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Close the file, and free its lock."""
+        with suppress(OSError):
+            super().close()
+
+
 class RunFolder:
     """Create and fill a run folder, or go on filling one.
 
@@ -77,7 +90,7 @@ class RunFolder:
         self.path = _fresh(label) if path is None else Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._handler = logging.FileHandler(self.path / LOG, "a", encoding="utf-8")
+            self._handler = _Log(self.path / LOG, "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be used: {error.strerror}") from error
         if self._handler.stream is not None and not hold(self._handler.stream):
@@ -131,21 +144,23 @@ class RunFolder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
-        self._replace(name, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        self._replace(name, [text.encode()])
 
     def write_yaml(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a YAML file whole or not at all."""
-        self._replace(name, yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True))
+        text: str = yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+        self._replace(name, [text.encode()])
 
     def write_checked(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file with its checksum (files.py), whole or not at all."""
-        with self._writing(name) as target:
+        with self.writing(name) as target:
             write_checked(target, value)
 
     def write_predictions(self, after: str, task: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one JSON line per test example."""
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        self._replace(f"predictions/{after}/{task}.jsonl", "\n".join(lines) + "\n")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._replace(f"predictions/{after}/{task}.jsonl", (line.encode() for line in lines))
 
     def write_record(self, after: str, record: Mapping[str, Any]) -> None:
         """Write what strategies say of the task just learned, if they say anything."""
@@ -158,14 +173,14 @@ class RunFolder:
 
         table = io.BytesIO()
         pd.DataFrame(list(rows)).to_parquet(table, index=False)
-        self._replace("metrics.parquet", table.getvalue())
+        self._replace("metrics.parquet", [table.getvalue()])
 
-    def _replace(self, name: str, content: str | bytes) -> None:
-        with self._writing(name) as target:
-            write_whole(target, content.encode() if isinstance(content, str) else content)
+    def _replace(self, name: str, content: Iterable[bytes]) -> None:
+        with self.writing(name) as target:
+            write_whole(target, content)
 
     @contextmanager
-    def _writing(self, name: str) -> Iterator[Path]:
+    def writing(self, name: str) -> Iterator[Path]:
         """Give a file's place, and tell what to do if it cannot be written.
 
         Raises:
@@ -174,11 +189,18 @@ class RunFolder:
         target = self.path / name
         try:
             yield target
-        except OSError as error:
-            raise NotWrittenError(
-                f"{target}: cannot be written: {error.strerror}. Nothing that was saved before is "
-                f"lost: mend this, then go on by cl-mofo resume {self.path}"
-            ) from error
+        except Exception as error:
+            reason = _unwritten(error)
+            if reason is None:
+                raise
+            raise self.not_written(f"{target}: cannot be written: {reason}") from error
+
+    def not_written(self, told: str) -> NotWrittenError:
+        """Return the error that says so, and how to go on."""
+        return NotWrittenError(
+            f"{told}. Nothing that was saved before is lost: mend this, then go on by cl-mofo "
+            f"resume {self.path}"
+        )
 
 
 class NoFolder(RunFolder):
@@ -201,8 +223,17 @@ class NoFolder(RunFolder):
     def write_checked(self, name: str, value: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def _replace(self, name: str, content: str | bytes) -> None:
+    def _replace(self, name: str, content: Iterable[bytes]) -> None:
         """Do nothing."""
+
+
+def _unwritten(error: Exception) -> str | None:
+    """Return why the system could not write, None if it is not that."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # safetensors and tokenizers, which are written in Rust, have it in their text alone.
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(told[1])) if told else None
 
 
 def _fresh(label: str) -> Path:

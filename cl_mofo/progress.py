@@ -43,11 +43,23 @@ class Progress:
     def of(cls, tasks: int) -> Progress:
         """Return the progress of a run that has not begun."""
         rows = range(tasks + 1)
-        return cls(*([[None] * tasks for _ in rows] for _ in range(3)))
+        return cls(
+            scores=[[None] * tasks for _ in rows],
+            metrics=[[None] * tasks for _ in rows],
+            losses=[[None] * tasks for _ in rows],
+        )
 
     def missing(self, learned: int, tested: Sequence[int]) -> list[int]:
         """Return which of some tasks have not been tested after `learned` tasks."""
         return [task for task in tested if self.scores[learned][task] is None]
+
+    def add(
+        self, learned: int, task: int, metrics: dict[str, float], headline: str, loss: float | None
+    ) -> None:
+        """Add what a test set showed after so many tasks."""
+        self.losses[learned][task] = loss
+        self.metrics[learned][task] = metrics
+        self.scores[learned][task] = metrics[headline]
 
     @property
     def measured(self) -> int:
@@ -91,12 +103,9 @@ class Progress:
         """Forget what was measured after more than `learned` tasks."""
         tasks = len(self.scores) - 1
         empty = self.of(tasks)
-        for matrix, fresh in (
-            (self.scores, empty.scores),
-            (self.metrics, empty.metrics),
-            (self.losses, empty.losses),
-        ):
-            matrix[learned + 1 :] = fresh[learned + 1 :]
+        self.scores[learned + 1 :] = empty.scores[learned + 1 :]
+        self.metrics[learned + 1 :] = empty.metrics[learned + 1 :]
+        self.losses[learned + 1 :] = empty.losses[learned + 1 :]
         del self.distances[learned:]
         self.learned = min(self.learned, learned)
 

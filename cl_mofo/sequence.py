@@ -13,21 +13,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cl_mofo.checkpoint.room import room_for
+from cl_mofo.checkpoint.room import check_room, room_for
 from cl_mofo.checkpoint.rows import read_rows, written_rows
 from cl_mofo.checkpoint.saving import Saving
 from cl_mofo.checkpoint.store import FOLDER as CHECKPOINTS
 from cl_mofo.checkpoint.store import Checkpoint, Store
 from cl_mofo.config import Recipe
 from cl_mofo.data.benchmark import make_benchmark
-from cl_mofo.data.plan import TaskPlan, encoder_for
-from cl_mofo.data.records import Record
+from cl_mofo.data.plan import TaskPlan
 from cl_mofo.data.suites import Suite
-from cl_mofo.data.tokenise import Encoder
 from cl_mofo.engine import Engine
-from cl_mofo.errors import NotSavedError, StoppedError, TrainingError
-from cl_mofo.evaluation import mark_unfinished, score
-from cl_mofo.evaluation.generate import answer, answer_loss
+from cl_mofo.errors import NotSavedError, StoppedError, TrainingError, UserError
+from cl_mofo.examine import Examiner
 from cl_mofo.files import DamagedError
 from cl_mofo.folder import RunFolder
 from cl_mofo.loop import Loop
@@ -36,7 +33,7 @@ from cl_mofo.observer import Observer
 from cl_mofo.progress import Progress
 from cl_mofo.report import curves, heat_map, parse_results
 from cl_mofo.steplog import StepLog
-from cl_mofo.stopping import Stop, stopped
+from cl_mofo.stopping import Stop
 from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -61,10 +58,6 @@ def distance(weights: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tens
             moved = (weights[name].to("cpu", origin.dtype) - origin).norm().item()
             changes.append(moved / norm)
     return math.fsum(changes) / len(changes)
-
-
-def _after(learned: int, plan: TaskPlan) -> str:
-    return f"{learned:02d}-{plan.task.name}"
 
 
 class TaskSequence:
@@ -102,6 +95,7 @@ class TaskSequence:
         self.identity = identity or {}
         self.stop = stop or Stop()
         self.benchmark = make_benchmark(suite.records)
+        self.entries = sum(p.numel() for p in language_model.module.parameters())
         self.steps = StepLog(observer)
         self.saving = Saving(recipe.checkpoint, self.stop, self._save)
         self.loop = Loop(
@@ -114,6 +108,9 @@ class TaskSequence:
             plugins=[self.steps, self.saving],
         )
         self.ranks = self.loop.engine.ranks
+        self.examiner = Examiner(
+            recipe, plans, self.records, folder, observer, self.ranks, self.stop
+        )
         self.store = Store(folder.path, self.ranks, recipe.checkpoint.keep)
         self.progress = Progress.of(len(plans))
         self._origin: dict[str, torch.Tensor] = {}
@@ -127,11 +124,13 @@ class TaskSequence:
             kept: what `progress.json` held.
 
         Raises:
+            UserError: there is not enough room for its checkpoints and its model.
             TrainingError: training diverged; what was measured is in the folder.
             DamagedError: the checkpoint or what was kept is not as it was written.
             StoppedError: a signal asked to stop; the run can go on.
             KeyboardInterrupt: the user did; the run can go on.
         """
+        self._check_room()
         self.observer.started(self.recipe, self.plans, self.folder.path)
         self._remember_origin()
         self._restore(checkpoint, kept)
@@ -146,6 +145,13 @@ class TaskSequence:
             raise type(error)(again) from None
         finally:
             self.folder.write_metrics(self.steps.rows)
+
+    def _check_room(self) -> None:
+        recipe, trained = self.recipe, sum(self.loop.sizes.values())
+        with self.ranks.together():
+            if self.ranks.first:
+                keep, model = recipe.checkpoint.keep, recipe.save_model
+                check_room(self.folder.path, trained, self.entries, keep, save_model=model)
 
     def _remember_origin(self) -> None:
         if self.recipe.evaluation.distance:
@@ -211,7 +217,7 @@ class TaskSequence:
         self._began = time.perf_counter()
         self.loop.train(experience, eval_streams=[])
         self.progress.learned += 1
-        self.folder.write_record(_after(self.progress.learned, plan), self._records())
+        self.folder.write_record(self.examiner.after(self.progress.learned), self._records())
         self.saving.save()
 
     def _save(self) -> str:
@@ -250,85 +256,21 @@ class TaskSequence:
                     distance(self.loop.weights(model.module), self._origin)
                 )
             for task in missing:
-                self._test_one(model, learned, task)
-                self._leave_if_asked(self.ranks.largest([self.stop.signal])[0], task)
+                began = time.perf_counter()
+                metrics, loss = self.examiner.test(model, learned, task)
+                headline = self.plans[task].task.headline
+                self.progress.add(learned, task, metrics, headline, loss)
+                self.progress.seconds["evaluation"] += time.perf_counter() - began
+                self._keep_progress()
+                after, tested_task = self.examiner.after(learned), self.plans[task].task.name
+                self.folder.log.info("after %s: %s %s", after, tested_task, metrics)
+                asked = self.ranks.largest([self.stop.signal])
+                self.examiner.leave_if_asked(asked[0], task)
         return True
-
-    def _test_one(self, language_model: LanguageModel, learned: int, j: int) -> None:
-        """Answer and score one test set, and keep what came out."""
-        began = time.perf_counter()
-        settings, progress, plan = self.recipe.evaluation, self.progress, self.plans[j]
-        after = _after(learned, self.plans[learned - 1]) if learned else "00-initial"
-        rows = self.records[plan.task.name][settings.split]
-        encoder = encoder_for(self.language_model.tokenizer, plan, self.recipe)
-        self.observer.answering(plan, len(rows), learned)
-        prompts = [row["prompt"] for row in rows]
-        references = [row["answer"] for row in rows]
-
-        def advance(examples: int, tokens: int) -> None:
-            self.observer.answered(examples, tokens)
-            if self.ranks.count == 1 or self.stop.overdue:
-                self._leave_if_asked(self.stop.signal, j)
-
-        answers = answer(
-            language_model,
-            encoder,
-            prompts,
-            settings,
-            seed=self.recipe.seed + 1000 * learned + j,
-            advance=advance,
-            ranks=self.ranks,
-        )
-        texts = mark_unfinished(
-            [a.text for a in answers], [a.finished for a in answers], references
-        )
-        metrics = score(plan.task, texts, references, prompts)
-        if settings.losses:
-            loss = self._loss(language_model, plan, encoder, rows)
-            progress.losses[learned][j] = loss
-        self.folder.write_predictions(
-            after,
-            plan.task.name,
-            (
-                {
-                    "index": i,
-                    "prediction": a.text,
-                    "reference": reference,
-                    "finished": a.finished,
-                    "tokens": a.tokens,
-                }
-                for i, (a, reference) in enumerate(zip(answers, references, strict=True))
-            ),
-        )
-        progress.metrics[learned][j] = metrics
-        progress.scores[learned][j] = metrics[plan.task.headline]
-        progress.seconds["evaluation"] += time.perf_counter() - began
-        self._keep_progress()
-        self.folder.log.info("after %s: %s %s", after, plan.task.name, metrics)
 
     def _keep_progress(self) -> None:
         kept = {"identity": dict(self.identity), "progress": self.progress.to_json()}
         self.folder.write_checked(f"{CHECKPOINTS}/{PROGRESS}", kept)
-
-    def _leave_if_asked(self, asked: int, task: int) -> None:
-        if asked:
-            where = f"while testing {self.plans[task].task.name}"
-            raise stopped(asked, f"{where}; the tests before it are kept")
-
-    def _loss(
-        self,
-        language_model: LanguageModel,
-        plan: TaskPlan,
-        encoder: Encoder,
-        rows: Sequence[Record],
-    ) -> float:
-        settings = self.recipe.evaluation
-        loss = answer_loss(language_model, encoder, rows, settings, self.ranks)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss on {plan.task.name} is {loss}: the model is broken. Lower optimizer.lr"
-            )
-        return loss
 
     def _write(self) -> dict[str, Any]:
         """Write `results.json` as far as the run has come, and return it."""
@@ -344,20 +286,25 @@ class TaskSequence:
         with self.loop.engine.whole() as module:
             if not self.ranks.first:
                 return
-            shutil.rmtree(partial, ignore_errors=True)
-            module.save_pretrained(partial, state_dict=self.loop.weights(module))
-            self.language_model.tokenizer.save_pretrained(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(partial, target)
-            for strategy in self.loop.strategies:
-                strategy.export(self.loop, module, self.folder.path)
+            try:
+                with self.folder.writing("model"):
+                    module.save_pretrained(partial, state_dict=self.loop.weights(module))
+                    self.language_model.tokenizer.save_pretrained(partial)
+                    shutil.rmtree(target, ignore_errors=True)
+                    os.replace(partial, target)
+                    for strategy in self.loop.strategies:
+                        strategy.export(self.loop, module, self.folder.path)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _records(self) -> dict[str, Any]:
         return {s.name: record for s in self.loop.strategies if (record := s.record())}
 
     def _draw(self, results: Mapping[str, Any]) -> None:
         figures = self.folder.path / "figures"
-        figures.mkdir(exist_ok=True)
         parsed = parse_results(dict(results), self.folder.path / "results.json")
-        heat_map(parsed, figures / "matrix.png")
-        curves([parsed], figures / "curves.png")
+        try:
+            heat_map(parsed, figures / "matrix.png")
+            curves([parsed], figures / "curves.png")
+        except UserError as error:  # no mistake of the user's, but of the disk
+            raise self.folder.not_written(str(error)) from error

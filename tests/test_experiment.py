@@ -203,13 +203,13 @@ def test_mofo_stays_nearer_than_default_fine_tuning(done, tmp_path):
 
 
 def test_an_answer_cut_short_is_never_right(tmp_path, monkeypatch):
-    from cl_mofo import sequence
+    from cl_mofo import examine
     from cl_mofo.evaluation.generate import Answer
 
     def cut(language_model, encoder, prompts, settings, **kwargs):
         return [Answer("A", finished=False, tokens=1) for _ in prompts]
 
-    monkeypatch.setattr(sequence, "answer", cut)
+    monkeypatch.setattr(examine, "answer", cut)
     results = cl_mofo.run(
         override(SMALL, ["tasks.only=[FOMC]", "data.train_limit=4"]), out=tmp_path / "cut"
     )

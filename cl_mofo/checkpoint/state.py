@@ -7,6 +7,7 @@ of parameters is put together from the files of all.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def save_state(
             raise OSError(None, str(error), str(folder / file)) from error
         files[file] = names
     name = _values_of(rank)
-    write_whole(folder / name, to_json({"files": files, "state": values}))
+    write_whole(folder / name, [to_json({"files": files, "state": values})])
     return [*files, name]
 
 
@@ -97,13 +98,13 @@ class _Files:
                 {name: file for file, names in found["files"].items() for name in names}
             )
         self._open: dict[str, Any] = {}
+        self._closing = ExitStack()
 
     def __enter__(self) -> _Files:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._open.values():
-            file.__exit__(None, None, None)
+        self._closing.close()
 
     def state(
         self, rank: int, wanted: Mapping[str, tuple[Span, torch.Size]] | None
@@ -132,7 +133,8 @@ class _Files:
         if Path(file).name != file:
             raise ValueError(f"{file!r} is no file's name")
         if file not in self._open:
-            self._open[file] = safe_open(self._folder / file, "pt").__enter__()
+            opened: Any = safe_open(self._folder / file, "pt")
+            self._open[file] = self._closing.enter_context(opened)
         tensor: torch.Tensor = self._open[file].get_tensor(name)
         return tensor
 
@@ -141,11 +143,13 @@ class _Files:
     ) -> torch.Tensor:
         """Return the entries that a rank holds, from wherever they were written."""
         end, at = span.start + span.numel, span.start
-        taken = []
+        taken: list[torch.Tensor] = []
         for rank, name, piece in sorted(pieces, key=lambda p: (p[2].start, -p[2].numel)):
             first, last = max(at, piece.start), min(end, piece.start + piece.numel)
             if first == at and (last > first or not taken):
                 flat = self._tensor(rank, name).reshape(-1)
+                if flat.numel() != piece.numel:
+                    raise ValueError(f"{name} has {flat.numel()} entries, not {piece.numel}")
                 taken.append(flat[first - piece.start : max(first, last) - piece.start])
                 at = max(first, last)
         if at != end:

@@ -118,7 +118,7 @@ class Store:
                 names = save_state(partial, state, ranks.rank, spans)
                 if ranks.first:
                     for file, data in files.items():
-                        write_whole(partial / file, data)
+                        write_whole(partial / file, [data])
                         names.append(file)
                 for file in names:
                     synchronise(partial / file)

@@ -120,7 +120,7 @@ class Internals(ABC):
         return kept
 
     def make_moments(
-        self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Mapping[str, Any]]
+        self, optimizer: torch.optim.Optimizer, moments: Mapping[str, dict[str, Any]]
     ) -> None:
         """Let the optimizer keep such values of its flat tensors."""
         optimizer.state.clear()
@@ -177,7 +177,7 @@ class Whole(Internals):
         }
 
     def make_moments(
-        self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Mapping[str, Any]]
+        self, optimizer: torch.optim.Optimizer, moments: Mapping[str, dict[str, Any]]
     ) -> None:
         """Let the optimizer keep such values."""
         fill(optimizer, self.trainable, moments)

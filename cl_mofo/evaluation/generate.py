@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ def answer(
     seed: int = 0,
     advance: Advance = lambda examples, tokens: None,
     ranks: Ranks | None = None,
+    known: Mapping[int, Answer] | None = None,
+    keep: Callable[[Mapping[int, Answer]], None] = lambda answers: None,
 ) -> list[Answer]:
     """Answer prompts in batches of similar lengths; the answers keep the prompts' order.
 
@@ -63,6 +66,9 @@ def answer(
         seed: what sampled decoding starts from.
         advance: told of progress, by the first rank for all, whose tokens it estimates by its own.
         ranks: the processes that share the prompts; all get all answers.
+        known: answers that are there already, by the prompts' numbers; a batch is asked again
+            unless it has all of its own.
+        keep: given the answers of each batch that is asked.
     """
     from transformers import GenerationConfig
 
@@ -78,11 +84,15 @@ def answer(
     )
     ranks = ranks or Ranks()
     chunks = sorted_chunks((len(encoder.prompt(prompt)) for prompt in prompts), settings.batch_size)
-    answers: dict[int, Answer] = {}
+    answers = _whole_batches(known or {}, chunks)
+    if answers and ranks.first:
+        advance(len(answers), 0)
     advice = answering(settings.batch_size, encoder)
     with _evaluating(language_model), explained("test examples are answered", advice):
         for number in range(ranks.rank, len(chunks), ranks.count):
             chunk = chunks[number].tolist()
+            if not answers.keys().isdisjoint(chunk):
+                continue
             torch.manual_seed(_seed(seed, number))
             ids = [encoder.prompt(prompts[i]) for i in chunk]
             width = max(map(len, ids))
@@ -99,11 +109,17 @@ def answer(
                 text = encoder.decode(generated, skip_special_tokens=settings.skip_special_tokens)
                 tokens = generated.index(encoder.eos) + 1 if finished else len(generated)
                 answers[i] = Answer(text, finished, tokens)
+            keep({i: answers[i] for i in chunk})
             abreast = chunks[number : number + ranks.count] if ranks.first else []
             advance(sum(map(len, abreast)), sum(answers[i].tokens for i in chunk) * len(abreast))
     told = ranks.gather([[i, *astuple(answered)] for i, answered in answers.items()])
     everyone = {i: Answer(*fields) for rank in told for i, *fields in rank}
     return [everyone[i] for i in range(len(prompts))]
+
+
+def _whole_batches(known: Mapping[int, Answer], chunks: Iterable[Any]) -> dict[int, Answer]:
+    batches = [chunk.tolist() for chunk in chunks] if known else []
+    return {i: known[i] for batch in batches if known.keys() >= {*batch} for i in batch}
 
 
 def _seed(seed: int, number: int) -> int:

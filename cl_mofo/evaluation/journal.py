@@ -1,0 +1,63 @@
+"""The answers to a test set so far, so that a run that is stopped within it need not ask again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple
+from pathlib import Path
+
+from cl_mofo.evaluation.generate import Answer
+from cl_mofo.files import DamagedError, checked_line, read_line
+
+
+class Journal:
+    """Answers by their examples' numbers, appended batch by batch.
+
+    Args:
+        folder: where; ranks write files of their own there, and read those of all.
+        name: whose answers they are: after which task, and to which.
+        rank: which rank this is.
+    """
+
+    def __init__(self, folder: Path, name: str, rank: int) -> None:
+        self._folder, self._name = folder, name
+        self._file = folder / f"{name}.{rank}.answers"
+
+    def known(self, examples: int) -> dict[int, Answer]:
+        """Return the answers that are there; what was not written to its end is left out.
+
+        Args:
+            examples: how many the test set has.
+        """
+        found: dict[int, Answer] = {}
+        for file in sorted(self._folder.glob(f"{self._name}.*.answers")):
+            for line in file.read_bytes().splitlines():
+                try:
+                    rows = read_line(line, file.name).get("answers", [])
+                    found |= {row[0]: _answer(*row[1:]) for row in rows}
+                except (DamagedError, TypeError, ValueError, IndexError):
+                    continue
+        return {i: found[i] for i in found if type(i) is int and 0 <= i < examples}
+
+    def keep(self, answers: Mapping[int, Answer]) -> None:
+        """Append a batch's answers.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        rows = [[i, *astuple(answered)] for i, answered in answers.items()]
+        with self._file.open("ab") as file:
+            # What a killed process began to write ends here.
+            file.write(b"\n" + checked_line({"answers": rows}) + b"\n")
+
+    def clear(self) -> None:
+        """Forget them all, once the test set is done."""
+        for file in self._folder.glob(f"{self._name}.*.answers"):
+            file.unlink(missing_ok=True)
+
+
+def _answer(text: object, finished: object, tokens: object) -> Answer:
+    if not (isinstance(text, str) and isinstance(finished, bool) and type(tokens) is int):
+        raise TypeError("no answer")
+    return Answer(text, finished, tokens)
