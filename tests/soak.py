@@ -2,9 +2,9 @@
 
     python -m tests.soak --kills 50 --jobs 2
 
-For each strategy a small run of two tasks is made once in peace. Then as many times it is killed by
-SIGKILL at a random moment, or at an aimed one (`AIMS`), gone on with, sometimes killed again, and in
-the end compared byte for byte. Prints how often which phase was hit; fails on any difference.
+For each strategy a small run of two tasks is made once in peace. Then it is killed as many times by
+SIGKILL at a random moment, or at an aimed one (`AIMS`), gone on with, sometimes killed again, and
+in the end compared byte for byte. Prints how often which phase was hit; fails on any difference.
 """
 
 from __future__ import annotations
