@@ -26,8 +26,11 @@ from cl_mofo.recipes import import_paths
 from cl_mofo.report import load_results
 from cl_mofo.resolve import resolve
 from cl_mofo.strategy import parse_names
+from cl_mofo.untrusted import MIB, distinct, read_bytes
 
 LOCKS = ".locks"
+MOST_BYTES = 16 * MIB
+"""Of a manifest.json; larger ones are none of ours."""
 MOVE = "Move it away, or give another --out"
 
 
@@ -72,7 +75,7 @@ def state(folder: Path, recipe: Recipe) -> State:
     try:
         if not folder.exists() or (folder.is_dir() and not begun(folder)):
             return State.OPEN
-        text = (folder / "recipe.yaml").read_text("utf-8")
+        text = read_bytes(folder / "recipe.yaml", MIB).decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: there is something, but no run's recipe.yaml. {MOVE}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -95,7 +98,7 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
     """
     file = folder / "manifest.json"
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(read_bytes(file, MOST_BYTES), object_pairs_hook=distinct)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import cl_mofo
 from cl_mofo import mini
+from cl_mofo.claim import manifest_of, state
 from cl_mofo.config import ModelConfig, Recipe
 from cl_mofo.console import Console
 from cl_mofo.errors import UserError
@@ -140,6 +141,12 @@ def test_a_pipe_or_an_endless_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "results.json")
     with pytest.raises(UserError, match=r"results\.json: cannot be read \(a pipe or a device"):
         load_results(tmp_path)
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read: .*a pipe or a device"):
+        manifest_of(tmp_path)
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(UserError, match=r"cannot be read: .*a pipe or a device"):
+        state(tmp_path, resolve({}))
     with pytest.raises(OSError, match="a pipe or a device"):
         read_bytes("/dev/zero", 10)
     (tmp_path / "large").write_bytes(b"x" * 11)
@@ -245,8 +252,7 @@ def test_no_value_of_the_environment_lands_in_a_run_folder(tmp_path, monkeypatch
             "data={suite: trace, path: $MY_PLACE/data}",
             "model.path=$MY_PLACE/model",
             "strategy=lora+mofo",
-            "tasks.only=[FOMC, Py150]",
-            "tasks.epochs=1",
+            "tasks={only: [FOMC, Py150], epochs: 1, answer_tokens: 4}",
         ],
     )
     folder = tmp_path / "run"
