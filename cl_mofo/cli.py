@@ -171,7 +171,7 @@ def _shown() -> Iterator[Console]:
         _stop(str(error) or "interrupted", 130, alike=True)
     except StoppedError as error:
         console.stop()
-        _stop(str(error), 75, alike=True)
+        _stop(str(error), ending.CAN_GO_ON, alike=True)
     finally:
         console.stop()
 
@@ -301,6 +301,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
         ending.leave()
+    except StoppedError as error:
+        _stop(str(error), ending.CAN_GO_ON, alike=True)
     except UserError as error:
         _stop(str(error), 2, alike=True)
     except (TrainingError, LostRankError) as error:

@@ -17,12 +17,14 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-from cl_mofo.errors import LostRankError
+from cl_mofo.errors import LostRankError, StoppedError
 
 PATIENCE = 3.0
 """Seconds in which one process waits for another's word."""
-GRACE = 20.0
+GRACE = 25.0
 """Seconds from a signal to the end, however it goes: less than torchrun's 30, when it kills."""
+CAN_GO_ON = 75
+"""The exit code of a run that was asked to end and can go on: EX_TEMPFAIL of sysexits.h."""
 TOLD = "cl_mofo/told"
 """The key in the processes' store under which it stands that one has said why the run ends."""
 
@@ -50,6 +52,8 @@ def prepare() -> None:
     rank, count, _ = place()
     _several = count > 1
     if not _several:
+        for name in {"SIGTERM", "SIGUSR1"} & {*dir(signal)}:
+            signal.signal(getattr(signal, name), _too_early)
         return
     signal.signal(signal.SIGTERM, _terminated)
     # Python hears a signal only between its own steps, not while torch waits for other processes.
@@ -63,19 +67,26 @@ def prepare() -> None:
             os.dup2(nothing.fileno(), 1)
 
 
+def _too_early(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave before there is anything to save; later `stopping.Stop` hears the signal."""
+    told = signal.Signals(number).name
+    raise StoppedError(f"stopped by {told} before the run began. The same command begins it")
+
+
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """End before there is anything to save; later `stopping.Stop` hears the signal."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if _store() is None:  # a process that has failed before it met this one has said so
         os._exit(1)
     raise LostRankError(
         "this run was ended from outside (SIGTERM), as a launcher does once one of its processes "
-        "has ended. What was measured so far is in the run folder"
+        "has ended. It can go on from its last checkpoint"
     )
 
 
 def _end_late(heard: int) -> None:
     """End the process if a signal has not ended it in time."""
-    endings = {signal.SIGINT: 130, signal.SIGTERM: 1}
+    endings = {signal.SIGINT: 130, signal.SIGTERM: CAN_GO_ON}
     while True:
         for number in os.read(heard, 1):
             if number in endings:

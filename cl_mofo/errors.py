@@ -25,10 +25,11 @@ class NotSavedError(Exception):
     """A checkpoint could not be written: its text says why. Training can go on."""
 
 
-class StoppedError(Exception):
+class StoppedError(BaseException):
     """The run was asked to stop, has saved what it needs to go on, and did.
 
-    The command line prints its text without a traceback and exits with code 75.
+    As KeyboardInterrupt it is no `Exception`: a signal may come within any library's `try`. The
+    command line prints its text without a traceback and exits with code 75.
     """
 
 

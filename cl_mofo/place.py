@@ -106,7 +106,8 @@ class Place:
         """
         if not self.resume:
             return Left()
-        from cl_mofo.checkpoint.store import Store
+        from cl_mofo.checkpoint.store import FOLDER, Store
+        from cl_mofo.evaluation.journal import forget
 
         def warn(text: str) -> None:
             folder.log.warning(text)
@@ -127,6 +128,8 @@ class Place:
                 then = checkpoint.identity if checkpoint else (kept or {}).get("identity")
                 for remark in compare(then, made_of) if then else ():
                     warn(remark)
+                if not then:  # nothing says whose they are
+                    forget(folder.path / FOLDER)
                 manifest = _manifest(folder.path, name)
                 where = f"checkpoint {name}" if name else "the beginning: there is no checkpoint"
                 folder.log.info("going on from %s", where)

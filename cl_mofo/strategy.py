@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cl_mofo.errors import UserError
+from cl_mofo.parts import Parts as Parts
 from cl_mofo.untrusted import shortened
 
 if TYPE_CHECKING:
@@ -169,7 +170,12 @@ class Strategy:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: tensors, and values that JSON can hold."""
+        """Return what a resumed run needs: tensors, and values that JSON can hold.
+
+        What has a value for each entry of the parameters goes into `Parts`, by the parameters'
+        names: on another number of ranks each gets what belongs to the entries that it has then.
+        All else must be the same on every rank.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -37,9 +37,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from cl_mofo.checkpoint import Parts
 from cl_mofo.errors import TrainingError
 from cl_mofo.model import without_dropout
+from cl_mofo.parts import Parts
 from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:

@@ -40,7 +40,6 @@ import torch
 from pydantic import Field
 from scipy.optimize import nnls
 
-from cl_mofo.checkpoint import Parts
 from cl_mofo.episodic import (
     Episodic,
     all_inner_products,
@@ -48,6 +47,7 @@ from cl_mofo.episodic import (
     memory_gradient,
     refuse_non_finite,
 )
+from cl_mofo.parts import Parts
 
 if TYPE_CHECKING:
     from cl_mofo.loop import Loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -371,19 +372,27 @@ def test_an_exception_on_one_rank_ends_all(tmp_path):
     usable(tmp_path / "run", "LostRankError: another process")
 
 
-def test_an_interrupt_of_all_ranks_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "ranks", "told", "code"),
+    [(signal.SIGINT, [0, 1], "interrupted", 130), (signal.SIGTERM, [1], "stopped by SIGTERM", 75)],
+)
+def test_a_signal_lets_all_ranks_save_and_leave(tmp_path, number, ranks, told, code):
     processes = start(command(tmp_path, "engine.kind=fsdp", "tasks.epochs=500"), 2, tmp_path)
     log = tmp_path / "run" / "run.log"
     until = time.monotonic() + 100
     while time.monotonic() < until and not (log.is_file() and "learning" in log.read_text()):
         time.sleep(0.2)
-    for process in processes:
-        process.send_signal(signal.SIGINT)
-    assert finish(processes, 30) == [130, 130]
-    # The first says it, unless it waits for the others just then: then one of them does.
-    told = "".join(outputs(tmp_path)).replace("rank 1: ", "")
-    assert told == "cl-mofo: interrupted; what was measured so far is in the run folder\n"
-    usable(tmp_path / "run", "KeyboardInterrupt")
+    for rank in ranks:
+        processes[rank].send_signal(number)
+    assert finish(processes, 30) == [code, code]
+    first, second = outputs(tmp_path)
+    assert re.fullmatch(
+        rf"cl-mofo: {told} after step \d+ of 1000 on FOMC; checkpoint \d+-00 is written. "
+        rf"To go on: cl-mofo resume {tmp_path}/run\n",
+        first,
+    )
+    assert second == ""
+    usable(tmp_path / "run", "KeyboardInterrupt: " if code == 130 else "StoppedError: ")
 
 
 @pytest.mark.slow

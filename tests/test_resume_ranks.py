@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from cl_mofo.checkpoint import Span, load_state
+from cl_mofo.checkpoint import load_state
 from cl_mofo.checkpoint.store import Store
 from cl_mofo.engine.ranks import Ranks
+from cl_mofo.parts import Span
 from tests.engine_cases import small
 from tests.ranks import on_ranks
 from tests.resume_cases import READERS, WRITERS, loop_on, store_of

@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cl_mofo.checkpoint.tree import Place, Span, parts_in, put_together, taken_apart
+from cl_mofo.checkpoint.tree import Place, parts_in, put_together, taken_apart
 from cl_mofo.files import DamagedError, from_json, to_json, write_whole
+from cl_mofo.parts import Span
 
 FILE_BYTES = 2**30
 """About how many bytes of tensors a file has: writing one takes as much memory again."""

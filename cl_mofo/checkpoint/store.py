@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from cl_mofo.checkpoint.state import load_state, save_state
-from cl_mofo.checkpoint.tree import Span
 from cl_mofo.engine.ranks import Ranks
 from cl_mofo.errors import NotSavedError
 from cl_mofo.files import (
@@ -29,6 +28,7 @@ from cl_mofo.files import (
     write_checked,
     write_whole,
 )
+from cl_mofo.parts import Span
 
 FOLDER = "checkpoints"
 INDEX = "checkpoint.json"

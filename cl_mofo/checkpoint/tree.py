@@ -9,34 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from cl_mofo.parts import Parts, Span
+
 Place = tuple[str | int, ...]
 """The keys that lead to a value within a state."""
-
-
-class Parts(dict[str, torch.Tensor]):
-    """Tensors by a parameter's name, each of the shape of `Loop.parameters()[name]`.
-
-    Where several ranks hold parts of a parameter, these are of the same parts: a checkpoint can
-    then give other parts to another number of ranks.
-    """
-
-
-@dataclass(frozen=True)
-class Span:
-    """Consecutive entries of a tensor, in row-major order.
-
-    Args:
-        start: the first one's number, from 0.
-        numel: how many.
-    """
-
-    start: int
-    numel: int
 
 
 def taken_apart(

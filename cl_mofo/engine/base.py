@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from cl_mofo.checkpoint import Parts, Span
 from cl_mofo.engine.ranks import Ranks
 from cl_mofo.model import LanguageModel
 from cl_mofo.optim.shards import local
+from cl_mofo.parts import Parts, Span
 
 Moments = dict[str, Any]
 """What an optimizer keeps of a tensor, by its name for it."""

@@ -187,8 +187,8 @@ def watching() -> Iterator[None]:
         if dist.is_initialized() and dist.get_world_size() > 1 and _is_lost(error):
             raise LostRankError(
                 "another process of the run ended or stopped answering; if it left no message of "
-                "its own, it was killed (by the system, if memory ran out). What was measured so "
-                "far is in the run folder"
+                "its own, it was killed (by the system, if memory ran out). The run can go on from "
+                "its last checkpoint"
             ) from error
         raise
 
