@@ -21,6 +21,7 @@ from cl_mofo.console import Console
 from cl_mofo.errors import UserError
 from cl_mofo.mappings import parsed
 from cl_mofo.model import load_model
+from cl_mofo.observer import Observer
 from cl_mofo.recipes import override, read_recipe, to_mapping
 from cl_mofo.report import comparison_table, draw, load_results, load_runs, matrix_table, render
 from cl_mofo.report.text import escape_markdown
@@ -236,6 +237,13 @@ def test_thousands_of_mistakes_are_told_in_few_words():
 SECRET = "s3cr3t-t0ken"
 
 
+class Stop(Observer):
+    """Stops a run after its first task."""
+
+    def measured(self, results):
+        raise KeyboardInterrupt
+
+
 def test_no_value_of_the_environment_lands_in_a_run_folder(tmp_path, monkeypatch):
     """The folders of data and model are named by variables; their values are in no file."""
     place = tmp_path / SECRET
@@ -255,6 +263,11 @@ def test_no_value_of_the_environment_lands_in_a_run_folder(tmp_path, monkeypatch
             "tasks={only: [FOMC, Py150], epochs: 1, answer_tokens: 4}",
         ],
     )
+    with pytest.raises(KeyboardInterrupt):
+        cl_mofo.run(recipe, out=tmp_path / "stopped", observer=Stop())
+    files = [file for file in (tmp_path / "stopped").rglob("*") if file.is_file()]
+    assert any(file.is_relative_to(tmp_path / "stopped" / "checkpoints") for file in files)
+    assert [str(f) for f in files if SECRET.encode() in f.read_bytes()] == []
     folder = tmp_path / "run"
     cl_mofo.run(recipe, out=folder)
     files = [file for file in folder.rglob("*") if file.is_file()]
@@ -272,7 +285,7 @@ def test_no_value_of_the_environment_lands_in_a_run_folder(tmp_path, monkeypatch
 
 MANIFEST = {
     *("started", "finished", "versions", "commit", "model", "data", "hardware", "ranks", "command"),
-    *("resumed", "identity", "run"),
+    *("resumed", "diverged"),
 }
 """All that may be recorded of where a run was made; a new key is a decision."""
 
