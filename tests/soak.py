@@ -171,13 +171,14 @@ class Undisturbed:
     seconds: float
 
 
-def undisturbed(strategy: str, root: Path) -> Undisturbed:
+def undisturbed(recipe: Mapping[str, Any], root: Path) -> Undisturbed:
     """Make a run in peace.
 
     Raises:
         RuntimeError: it fails.
     """
-    recipe, folder = recipe_of(strategy), root / strategy / "undisturbed"
+    strategy = recipe["strategy"]
+    folder = root / strategy / "undisturbed"
     began, told = time.monotonic(), folder.with_suffix(".txt")
     code = finish(start(run, recipe, folder, told=told), SECONDS)
     if code:
@@ -254,19 +255,20 @@ def _content(file: Path) -> Any:
     return file.read_bytes()
 
 
-def soak(strategies: Sequence[str], kills: int, seed: int, jobs: int, root: Path) -> list[Outcome]:
-    """Kill as many runs of each strategy, and return what came of each."""
+def soak(
+    recipes: Sequence[Mapping[str, Any]], kills: int, seed: int, jobs: int, root: Path
+) -> list[Outcome]:
+    """Kill as many runs of each recipe, and return what came of each."""
     with ThreadPoolExecutor(jobs) as pool:
-        peaceful = dict(
-            zip(strategies, pool.map(lambda s: undisturbed(s, root), strategies), strict=True)
-        )
+        peaceful = list(pool.map(lambda recipe: undisturbed(recipe, root), recipes))
 
-        def one(task: tuple[str, int]) -> Outcome:
-            strategy, number = task
+        def one(task: tuple[Undisturbed, int]) -> Outcome:
+            before, number = task
+            strategy = before.recipe["strategy"]
             folder = root / strategy / f"{number:03d}"
             rng = random.Random(f"{seed} {strategy} {number}")
             try:
-                outcome = disturbed(peaceful[strategy], folder, rng)
+                outcome = disturbed(before, folder, rng)
             except Exception as error:
                 outcome = Outcome(strategy, wrong=[repr(error)], folder=folder)
             if not outcome.wrong:
@@ -275,7 +277,7 @@ def soak(strategies: Sequence[str], kills: int, seed: int, jobs: int, root: Path
             print(f"{strategy} {number}: {', '.join(outcome.phases)}: {mark}", flush=True)
             return outcome
 
-        tasks = [(strategy, number) for number in range(kills) for strategy in strategies]
+        tasks = [(each, number) for number in range(kills) for each in peaceful]
         return list(pool.map(one, tasks))
 
 
@@ -306,9 +308,9 @@ def main() -> int:
     options = parser.parse_args()
     root = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"seed {options.seed}, in {root}", flush=True)
-    strategies = options.strategies.split(",")
+    recipes = [recipe_of(strategy) for strategy in options.strategies.split(",")]
     began = time.monotonic()
-    outcomes = soak(strategies, options.kills, options.seed, options.jobs, root)
+    outcomes = soak(recipes, options.kills, options.seed, options.jobs, root)
     print(table(outcomes))
     print(f"{len(outcomes)} runs in {time.monotonic() - began:.0f} s")
     bad = [o for o in outcomes if o.wrong]

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,44 +21,12 @@ import yaml
 
 import cl_mofo
 from cl_mofo import mini
-from cl_mofo.checkpoint.store import Store
-from cl_mofo.engine.ranks import Ranks
 from cl_mofo.errors import NotWrittenError, UserError
-from cl_mofo.files import DamagedError
+from cl_mofo.evaluation.generate import Answer
+from cl_mofo.evaluation.journal import Journal
 from cl_mofo.mappings import merge
-from cl_mofo.observer import Observer
+from tests.small_run import SMALL, STOP, At, StoppedHereError, goes_on, good, names, stop
 from tests.soak import differences
-
-STEPS = 4
-STOP = 3
-"""The step after which the stopped run stops; it is the first of the second task."""
-
-
-class StoppedHereError(Exception):
-    """Stops a run as a fault of its own would."""
-
-
-class At(Observer):
-    """Does something after a step, and keeps the warnings."""
-
-    def __init__(self, step: int = 0, act: Callable[[], None] | None = None) -> None:
-        self.step, self.act = step, act
-        self.warnings: list[str] = []
-        self.resumed_from = ""
-
-    def stepped(self, loop):
-        if loop.global_step == self.step and self.act is not None:
-            self.act()
-
-    def warned(self, text):
-        self.warnings.append(text)
-
-    def resumed(self, where):
-        self.resumed_from = where
-
-
-def stop() -> None:
-    raise StoppedHereError
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +42,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(data):
-    return {
-        "model": {"path": "tiny", "device": "cpu"},
-        "data": {"suite": "trace", "path": str(data), "test_limit": 2},
-        "strategy": "mofo",
-        "tasks": {"only": ["FOMC", "Py150"], "epochs": 1, "prompt_tokens": 64, "answer_tokens": 4},
-        "optimizer": {"lr": 5e-4, "batch_size": 4},
-        "evaluation": {"initial": True},
-        "checkpoint": {"every_steps": 1, "keep": 3},
-    }
+    return merge(SMALL, {"data": {"suite": "trace", "path": str(data)}})
 
 
 @pytest.fixture(scope="module")
@@ -106,24 +66,6 @@ def _stopped(recipe, whole, tmp_path_factory):
 def stopped(_stopped, tmp_path):
     """The folder of a run that was stopped in the middle, to be done with what one likes."""
     return Path(shutil.copytree(_stopped, tmp_path / "run"))
-
-
-def names(folder: Path) -> list[str]:
-    return sorted((p.name for p in (folder / "checkpoints").glob("*-*")), reverse=True)
-
-
-def good(folder: Path) -> list[str]:
-    """Return the checkpoints that are as they were written, the newest first."""
-    found = Store(folder, Ranks(), keep=1).read()
-    return [each.name for each in found if not isinstance(each, DamagedError)]
-
-
-def goes_on(folder: Path, whole: Path, **settings) -> At:
-    """Go on with a run, and compare its end with the undisturbed run's."""
-    observer = At()
-    cl_mofo.resume(folder, observer=observer, **settings)
-    assert differences(whole, folder) == []
-    return observer
 
 
 def test_a_run_that_goes_on_ends_as_if_nothing_had_been(stopped, whole):
@@ -367,6 +309,15 @@ def test_without_a_good_checkpoint_a_run_begins_anew(stopped, whole):
     observer = goes_on(stopped, whole)
     assert len(observer.warnings) == 3
     assert observer.resumed_from == "the beginning: there is no checkpoint"
+
+
+def test_answers_of_nobody_knows_which_run_do_not_count(stopped, whole):
+    for name in names(stopped):
+        files_of(stopped, name)[0].unlink()
+    (stopped / "checkpoints" / "progress.json").unlink()
+    wrong = Answer("wrong", finished=True, tokens=1)
+    Journal(stopped / "checkpoints", "00-initial-FOMC", 0).keep({0: wrong})
+    goes_on(stopped, whole)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"sha256":"0","content":{}}', b"\xff\0{"])
