@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cl_mofo.checkpoint.tree import Place, parts_in, put_together, taken_apart
-from cl_mofo.files import DamagedError, from_json, to_json, write_whole
+from cl_mofo.files import DamagedError, from_json, synchronise, to_json, write_whole
 from cl_mofo.parts import Span
 
 FILE_BYTES = 2**30
@@ -48,7 +48,8 @@ def save_state(
     for number, names in enumerate(_by_size(tensors)):
         file = f"tensors-{rank:05d}-{number:05d}.safetensors"
         try:
-            save_file({name: _alone(tensors[name]) for name in names}, folder / file)
+            save_file(_on_cpu({name: tensors[name] for name in names}), folder / file)
+            synchronise(folder / file)
         except SafetensorError as error:
             raise OSError(None, str(error), str(folder / file)) from error
         files[file] = names
@@ -175,8 +176,15 @@ def _by_size(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
         yield names
 
 
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor on the CPU that shares memory with no other, as safetensors wants it."""
-    moved = tensor.to("cpu").contiguous()
-    alone = moved.untyped_storage().nbytes() == moved.nbytes and moved is not tensor
-    return moved if alone else moved.clone()
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors on the CPU of which none shares memory, as safetensors wants them."""
+    moved: dict[str, torch.Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.to("cpu").contiguous()
+        storage = here.untyped_storage()
+        if storage.nbytes() != here.nbytes or storage.data_ptr() in taken:
+            here = here.clone()
+        taken.add(here.untyped_storage().data_ptr())
+        moved[name] = here
+    return moved
