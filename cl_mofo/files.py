@@ -9,8 +9,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cl_mofo.untrusted import MIB, open_regular, read_bytes
+
 PARTIAL = ".partial"
 """What the name of a file or folder that is not complete ends with."""
+
+
+MOST_BYTES = 256 * MIB
+"""Of a file of JSON with its checksum."""
 
 
 class DamagedError(Exception):
@@ -54,7 +60,7 @@ def write_whole(path: Path, content: Iterable[bytes]) -> None:
 
 def digest(path: Path) -> str:
     """Return a file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -117,6 +123,6 @@ def read_checked(path: Path) -> dict[str, Any]:
         DamagedError: the file is not there, cannot be read, or is not as it was written.
     """
     try:
-        return read_line(path.read_bytes(), path.name)
+        return read_line(read_bytes(path, MOST_BYTES), path.name)
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read ({error.strerror})") from error

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from cl_mofo.files import DamagedError
+from cl_mofo.memory import shortage
 from cl_mofo.randomness import random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ class Position:
     global_step: int
     skipped: int
     skipped_in_task: int
+
+    def __post_init__(self) -> None:
+        numbers = [value for name, value in asdict(self).items() if name != "begun"]
+        if type(self.begun) is not bool or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError(f"{self} is no position")
 
     @classmethod
     def of(cls, loop: Loop) -> Position:
@@ -99,6 +106,20 @@ def set_loop_state(loop: Loop, state: Mapping[str, Any]) -> None:
     loop.resumed = Position(**state["position"])
     loop.task_index = loop.resumed.experience
     loop.resumed.restore(loop)
+
+
+def taken_back(loop: Loop, state: Mapping[str, Any]) -> None:
+    """Set back a state that was read from a file: its checksum is good, but need it fit?
+
+    Raises:
+        DamagedError: it does not fit.
+    """
+    try:
+        set_loop_state(loop, state)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as e:
+        if shortage(e) is not None:
+            raise
+        raise DamagedError(f"its state does not fit this run: {e}") from e
 
 
 def _on(device: torch.device, value: Any) -> Any:

@@ -25,9 +25,9 @@ from cl_mofo.data.suites import Suite
 from cl_mofo.engine import Engine
 from cl_mofo.errors import NotSavedError, StoppedError, TrainingError, UserError
 from cl_mofo.examine import Examiner
-from cl_mofo.files import DamagedError
 from cl_mofo.folder import RunFolder
 from cl_mofo.loop import Loop
+from cl_mofo.loopstate import taken_back
 from cl_mofo.memory import explained
 from cl_mofo.observer import Observer
 from cl_mofo.progress import Progress
@@ -167,7 +167,7 @@ class TaskSequence:
             spans, parts = engine.spans(), engine.parameters()
             wanted = {name: (span, parts[name].shape) for name, span in spans.items()}
             with explained("a checkpoint is loaded", self.loop.remedies.holding):
-                self._load(checkpoint.name, checkpoint.state(self.ranks.rank, wanted))
+                taken_back(self.loop, checkpoint.state(self.ranks.rank, wanted))
             self.progress = Progress.from_json(dict(checkpoint.content), tasks)
             self.steps.rows = read_rows(checkpoint.folder / STEPS)
         if kept is not None:
@@ -176,17 +176,6 @@ class TaskSequence:
             found.learned, found.skipped = self.progress.learned, self.progress.skipped
             found.seconds["training"] = self.progress.seconds["training"]
             self.progress = found
-
-    def _load(self, name: str, state: Mapping[str, Any]) -> None:
-        """Take back a state that has its checksum, but need not fit.
-
-        Raises:
-            DamagedError: it does not.
-        """
-        try:
-            self.loop.load_state_dict(state)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise DamagedError(f"checkpoint {name} does not fit this run: {error}") from error
 
     def _learn(self) -> dict[str, Any]:
         folder, plans, progress = self.folder, self.plans, self.progress

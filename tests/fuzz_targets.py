@@ -35,6 +35,7 @@ from cl_mofo.mappings import parsed
 from cl_mofo.recipes import builtin_recipes, read_request, to_mapping
 from cl_mofo.report import FORMATS, draw, load_runs, matrix_markdown, render
 from cl_mofo.resolve import resolve
+from tests.fuzz_checkpoint import seeds, take_checkpoint
 from tests.mutations import mutated
 from tests.report_runs import SEEDS, record
 
@@ -194,6 +195,7 @@ TARGETS: dict[str, Target] = {
         [json.dumps(_RECORDS).encode(), json.dumps(_RECORDS * 9, indent=2).encode()], take_data
     ),
     "runs": Target([bytes([i]) + content for i, content in enumerate(GOOD_RUN)], take_run),
+    "checkpoints": Target(seeds(), take_checkpoint),
     "rows": Target([written_rows(_STEPS), written_rows(_STEPS[:1])], take_rows),
 }
 """By name. What reads something else joins here."""
@@ -203,7 +205,8 @@ def case(target: str, seed: int, number: int) -> bytes:
     """Return a case, which its three numbers determine."""
     seeds = TARGETS[target].seeds
     random = Random(f"{target} {seed} {number}")
-    if target == "runs":  # the byte that says which file it is stays
+    if target in ("runs", "checkpoints"):  # what says which file it is stays
         chosen = random.choice(seeds)
-        return chosen[:1] + mutated(random, [chosen[1:]])
+        head = 1 if target == "runs" else chosen.index(b"\n") + 1
+        return chosen[:head] + mutated(random, [chosen[head:]])
     return mutated(random, seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ def store_of(folder: Path, *names: str) -> Path:
     return folder / "-".join(names).replace(" ", "-")
 
 
-def save(loop: Loop, folder: Path) -> None:
-    steps, engine = loop.global_step, loop.engine
-    Store(folder, engine.ranks, 1).save(steps, 0, loop.state_dict(), engine.spans(), {}, {}, {})
+def save(loop: Loop, folder: Path, content: Mapping[str, Any] | None = None) -> None:
+    engine, state = loop.engine, loop.state_dict()
+    store = Store(folder, engine.ranks, 1)
+    store.save(loop.global_step, 0, state, engine.spans(), {}, content or {}, {})
 
 
 class SaveIn(SupervisedPlugin, supports_distributed=True):

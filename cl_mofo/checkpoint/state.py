@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cl_mofo.checkpoint.tree import Place, parts_in, put_together, taken_apart
-from cl_mofo.files import DamagedError, from_json, synchronise, to_json, write_whole
+from cl_mofo.files import MOST_BYTES, DamagedError, from_json, synchronise, to_json, write_whole
 from cl_mofo.parts import Span
+from cl_mofo.untrusted import read_bytes
 
 FILE_BYTES = 2**30
 """About how many bytes of tensors a file has: writing one takes as much memory again."""
@@ -94,7 +95,7 @@ class _Files:
         self._places: list[dict[str, str]] = []
         for rank in range(saved):
             name = _values_of(rank)
-            found = from_json((folder / name).read_bytes(), name)
+            found = from_json(read_bytes(folder / name, MOST_BYTES), name)
             self._values.append(found["state"])
             self._places.append(
                 {name: file for file, names in found["files"].items() for name in names}
