@@ -61,7 +61,8 @@ def write_whole(path: Path, content: Iterable[bytes]) -> None:
 def digest(path: Path) -> str:
     """Return a file's SHA-256, in hexadecimal."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        content: Any = file
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def to_json(value: Any) -> bytes:
