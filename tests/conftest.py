@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,3 +45,42 @@ def tiny(_loaded: LanguageModel) -> LanguageModel:
     return LanguageModel(
         copy.deepcopy(_loaded.module), _loaded.tokenizer, _loaded.device, _loaded.compute_dtype
     )
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a user's own files of the small run (small_run.py)."""
+    from tests.small_run import data_of
+
+    return data_of(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def small_recipe(small_data: Path) -> dict[str, Any]:
+    """The recipe of the small run over these files."""
+    from tests.small_run import SMALL
+
+    return SMALL | {"data": {**SMALL["data"], "suite": "trace", "path": str(small_data)}}
+
+
+@pytest.fixture(scope="session")
+def whole(small_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the undisturbed small run."""
+    import cl_mofo
+
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    cl_mofo.run(small_recipe, out=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _stopped(small_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.small_run import stopped_run
+
+    return stopped_run(small_recipe, tmp_path_factory.mktemp("runs") / "stopped")
+
+
+@pytest.fixture
+def stopped(_stopped: Path, tmp_path: Path) -> Path:
+    """The folder of a small run that was stopped in the middle, to be done with what one likes."""
+    return Path(shutil.copytree(_stopped, tmp_path / "run"))

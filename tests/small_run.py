@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import cl_mofo
+from cl_mofo import mini
 from cl_mofo.checkpoint.store import Store
 from cl_mofo.engine.ranks import Ranks
 from cl_mofo.files import DamagedError
@@ -69,3 +74,20 @@ def goes_on(folder: Path, whole: Path, **settings) -> At:
     cl_mofo.resume(folder, observer=observer, **settings)
     assert differences(whole, folder) == []
     return observer
+
+
+def data_of(folder: Path) -> Path:
+    """Write the two tasks as a user's files."""
+    for task in ("FOMC", "Py150"):
+        (folder / task).mkdir()
+        for split, rows in mini.records()[task].items():
+            (folder / task / f"{split}.json").write_text(json.dumps(rows[:8]))
+    return folder
+
+
+def stopped_run(recipe: Mapping[str, Any], folder: Path) -> Path:
+    """Run until after `STOP` steps; return the folder."""
+    with pytest.raises(StoppedHereError):
+        cl_mofo.run(recipe, out=folder, observer=At(STOP, stop))
+    assert names(folder) == ["00000002-01", "00000002-00", "00000001-00"]
+    return folder

@@ -97,15 +97,16 @@ def _ending(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("model.partial", "model", "figures"))
 
 
-AIMS: Mapping[str, Callable[[], Callable[[Path], bool]]] = {
-    "a checkpoint is being written": lambda: _writing,
-    "another file is being written": lambda: _replacing,
-    "a test set was just kept": lambda: _changed("checkpoints/progress.json"),
-    "results were just written": lambda: _changed("results.json"),
-    "between two test sets": lambda: _logged("INFO after"),
-    "nothing is saved yet": lambda: _begun,
-    "the model and the figures are written": lambda: _ending,
+AIMS: Mapping[str, tuple[Callable[[], Callable[[Path], bool]], int]] = {
+    "a checkpoint is being written": (lambda: _writing, 40),
+    "another file is being written": (lambda: _replacing, 8),
+    "a test set was just kept": (lambda: _changed("checkpoints/progress.json"), 4),
+    "results were just written": (lambda: _changed("results.json"), 3),
+    "between two test sets": (lambda: _logged("INFO after"), 40),
+    "nothing is saved yet": (lambda: _begun, 8),
+    "the model and the figures are written": (lambda: _ending, 400),
 }
+"""How a moment is seen, and how many such looks at most are let pass."""
 
 
 def last_line(folder: Path) -> str:
@@ -216,12 +217,12 @@ def disturbed(peaceful: Undisturbed, folder: Path, rng: random.Random) -> Outcom
 
 def _killed(process: Any, folder: Path, seconds: float, rng: random.Random) -> bool:
     """Kill a process at a random moment; say whether it was still there."""
-    until, aim, times = time.monotonic() + SECONDS, None, 0
+    until = time.monotonic() + SECONDS
     if rng.random() < 0.5:
         time.sleep(rng.uniform(0, seconds))
     else:
-        aim = AIMS[rng.choice(list(AIMS))]()
-        times = rng.randint(1, 8)  # how many times the moment comes before it is meant
+        look, most = AIMS[rng.choice(list(AIMS))]
+        aim, times = look(), rng.randint(1, most)
         while process.is_alive() and time.monotonic() < until:
             times -= aim(folder)
             if times <= 0:

@@ -1,0 +1,205 @@
+"""What lies in a run's folder is damaged, or what the run is made of has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cl_mofo
+from cl_mofo.errors import UserError
+from cl_mofo.evaluation.generate import Answer
+from cl_mofo.evaluation.journal import Journal
+from cl_mofo.mappings import merge
+from tests.small_run import STOP, At, StoppedHereError, goes_on, good, names, stop
+from tests.soak import differences
+
+
+def test_a_run_that_goes_on_ends_as_if_nothing_had_been(stopped, whole):
+    observer = goes_on(stopped, whole)
+    assert observer.resumed_from == "checkpoint 00000002-01"
+    assert observer.warnings == []
+
+
+# What lies in the folder and is not as it was written.
+
+
+def files_of(folder: Path, name: str) -> list[Path]:
+    return sorted((folder / "checkpoints" / name).iterdir())
+
+
+def damage(file: Path, rng: random.Random) -> None:
+    """Flip a bit, cut the file off, remove it, or lengthen it."""
+    content = bytearray(file.read_bytes())
+    place = rng.randrange(len(content))
+    match rng.randrange(6):
+        case 0:
+            file.write_bytes(content[:place])
+        case 1:
+            file.unlink()
+        case 2:
+            file.write_bytes(bytes(content) + b"\0")
+        case _:
+            content[place] ^= 1 << rng.randrange(8)
+            file.write_bytes(content)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(stopped, whole, seed):
+    files = files_of(stopped, "00000002-01")
+    assert [f.suffix for f in files] == [".json", ".json", ".parquet", ".safetensors"]
+    damage(files[seed], random.Random(seed))
+    observer = goes_on(stopped, whole)
+    (warning,) = observer.warnings
+    assert warning.startswith("checkpoint 00000002-01 is damaged: ")
+    assert warning.endswith("The one before it is taken")
+    assert observer.resumed_from == "checkpoint 00000002-00"
+
+
+def test_without_a_good_checkpoint_a_run_begins_anew(stopped, whole):
+    for name in names(stopped):
+        damage(files_of(stopped, name)[0], random.Random(name))
+    observer = goes_on(stopped, whole)
+    assert len(observer.warnings) == 3
+    assert observer.resumed_from == "the beginning: there is no checkpoint"
+
+
+def test_answers_of_nobody_knows_which_run_do_not_count(stopped, whole):
+    for name in names(stopped):
+        files_of(stopped, name)[0].unlink()
+    (stopped / "checkpoints" / "progress.json").unlink()
+    wrong = Answer("wrong", finished=True, tokens=1)
+    Journal(stopped / "checkpoints", "00-initial-FOMC", 0).keep({0: wrong})
+    goes_on(stopped, whole)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"sha256":"0","content":{}}', b"\xff\0{"])
+def test_of_damaged_progress_only_test_sets_are_done_again(stopped, whole, content):
+    (stopped / "checkpoints" / "progress.json").write_bytes(content)
+    (warning,) = goes_on(stopped, whole).warnings
+    assert "progress.json is" in warning
+    assert "done again" in warning
+
+
+@pytest.mark.parametrize("shift", [-(10**9), 10**9])
+def test_no_clock_decides_which_checkpoint_is_the_newest(stopped, whole, monkeypatch, shift):
+    now = time.time()
+    for age, name in enumerate(names(stopped)):  # the newest looks oldest
+        os.utime(stopped / "checkpoints" / name, (now - 1000 * age, now - 1000 * (3 - age)))
+    monkeypatch.setattr(time, "time", lambda: now + shift)
+    observer = goes_on(stopped, whole)
+    assert observer.resumed_from == "checkpoint 00000002-01"
+    assert observer.warnings == []
+
+
+# What a run is made of has changed.
+
+
+def test_changed_data_are_refused(stopped, small_data, tmp_path):
+    other = Path(shutil.copytree(small_data, tmp_path / "data"))
+    rows = json.loads((other / "Py150" / "train.json").read_text())
+    rows[5]["answer"] += "."
+    (other / "Py150" / "train.json").write_text(json.dumps(rows))
+    before = good(stopped)
+    with pytest.raises(UserError, match=r"data file Py150/train\.json has changed") as caught:
+        cl_mofo.resume(stopped, assignments=[f"data.path={other}"])
+    assert "FOMC" not in str(caught.value)
+    assert good(stopped) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"optimizer": {"lr": 1e-3}}, "optimizer.lr was 0.0005 and is 0.001"),
+        ({"seed": 43}, "seed was 42 and is 43"),
+        ({"strategy": "hft"}, "strategy was 'mofo' and is 'hft'"),
+        ({"mofo": {"update_fraction": 0.5}}, "mofo.update_fraction"),
+        ({"tasks": {"only": ["Py150", "FOMC"]}}, "tasks.only"),
+    ],
+)
+def test_another_run_is_refused(stopped, small_recipe, changes, named):
+    before = (stopped / "recipe.yaml").read_bytes()
+    with pytest.raises(UserError, match="would not be the run that was begun") as caught:
+        cl_mofo.run(merge(small_recipe, changes), out=stopped, resume=True)
+    assert named in str(caught.value)
+    assert (stopped / "recipe.yaml").read_bytes() == before
+    assert len(good(stopped)) == 3
+
+
+def test_a_changed_recipe_file_is_refused(stopped):
+    kept = yaml.safe_load((stopped / "recipe.yaml").read_text())
+    kept["optimizer"]["batch_size"] = 8
+    (stopped / "recipe.yaml").write_text(yaml.safe_dump(kept))
+    with pytest.raises(UserError, match=r"recipe key optimizer\.batch_size was 4 and is 8"):
+        cl_mofo.resume(stopped)
+
+
+def test_a_changed_strategy_file_is_refused(small_recipe, tmp_path):
+    file = tmp_path / "still.py"
+    text = (
+        "from cl_mofo.strategy import Strategy\n"
+        "class Still(Strategy):\n"
+        "    name, phases = 'still', frozenset({'penalty'})\n"
+        "    def on_gradients(self, loop):\n"
+        "        for gradient in loop.gradients().values():\n"
+        "            gradient.mul_(HALF)\n"
+    )
+    file.write_text(text.replace("HALF", "0.5"))
+    mine = merge(small_recipe, {"strategy": "still+mofo", "imports": [str(file)]})
+    with pytest.raises(StoppedHereError):
+        cl_mofo.run(mine, out=tmp_path / "run", observer=At(1, stop))
+    file.write_text(text.replace("HALF", "0.25"))
+    with pytest.raises(UserError, match=r"imported file still\.py has changed"):
+        cl_mofo.resume(tmp_path / "run", imports=[file])
+
+
+# Folders that hold a run.
+
+
+def test_a_folder_that_holds_a_run_is_not_run_into(stopped, small_recipe):
+    with pytest.raises(UserError, match=r"holds a run.*--resume.*--overwrite"):
+        cl_mofo.run(small_recipe, out=stopped)
+    with pytest.raises(UserError, match="give one of them"):
+        cl_mofo.run(small_recipe, out=stopped, resume=True, overwrite=True)
+
+
+def test_overwrite_begins_anew(stopped, small_recipe, whole):
+    (stopped / "predictions" / "00-initial" / "Old.jsonl").write_text("")
+    observer = At()
+    cl_mofo.run(small_recipe, out=stopped, observer=observer, overwrite=True)
+    assert observer.resumed_from == ""
+    assert differences(whole, stopped) == []
+
+
+def test_a_folder_of_something_else_is_neither_gone_on_with_nor_emptied(small_recipe, tmp_path):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    for way in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match="holds no run"):
+            cl_mofo.run(small_recipe, out=tmp_path, **way)
+    assert (tmp_path / "thesis.tex").read_text() == "all of it"
+
+
+def test_a_finished_run_stays_as_it_is(small_recipe, whole, tmp_path):
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    observer = At()
+    again = cl_mofo.run(small_recipe, out=folder, resume=True, observer=observer)
+    assert again["finished"]
+    (warning,) = observer.warnings
+    assert "is finished" in warning
+    assert differences(whole, folder) == []
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_so_many_checkpoints_are_kept(small_recipe, tmp_path, keep):
+    few = merge(small_recipe, {"checkpoint": {"keep": keep}, "evaluation": {"initial": False}})
+    with pytest.raises(StoppedHereError):
+        cl_mofo.run(few, out=tmp_path / "run", observer=At(STOP, stop))
+    assert good(tmp_path / "run") == names(tmp_path / "run")
+    assert names(tmp_path / "run") == ["00000002-01", "00000002-00"][:keep]
