@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cl_mofo.checkpoint.store import Checkpoint
     from cl_mofo.engine.ranks import Ranks
 
-PROGRESS = "checkpoints/progress.json"
+CHECKPOINTS = "checkpoints"
+PROGRESS = f"{CHECKPOINTS}/progress.json"
 """What has been measured so far, with its checksum."""
 
 
@@ -82,6 +83,8 @@ class Place:
         if self.resume and "finished" in manifest_of(folder):
             file = folder / "results.json"
             if file.is_file() and load_results(folder).finished:
+                # Its process may have been killed while it removed them.
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
                 results: dict[str, Any] = json.loads(file.read_bytes())
                 return results | {"folder": str(folder)}
         return None
@@ -106,7 +109,7 @@ class Place:
         """
         if not self.resume:
             return Left()
-        from cl_mofo.checkpoint.store import FOLDER, Store
+        from cl_mofo.checkpoint.store import Store
         from cl_mofo.evaluation.journal import forget
 
         def warn(text: str) -> None:
@@ -129,7 +132,7 @@ class Place:
                 for remark in compare(then, made_of) if then else ():
                     warn(remark)
                 if not then:  # nothing says whose they are
-                    forget(folder.path / FOLDER)
+                    forget(folder.path / CHECKPOINTS)
                 manifest = _manifest(folder.path, name)
                 where = f"checkpoint {name}" if name else "the beginning: there is no checkpoint"
                 folder.log.info("going on from %s", where)

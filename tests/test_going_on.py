@@ -187,6 +187,7 @@ def test_a_folder_of_something_else_is_neither_gone_on_with_nor_emptied(small_re
 
 def test_a_finished_run_stays_as_it_is(small_recipe, whole, tmp_path):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    (folder / "checkpoints" / "00000004-02").mkdir(parents=True)  # killed while it removed them
     observer = At()
     again = cl_mofo.run(small_recipe, out=folder, resume=True, observer=observer)
     assert again["finished"]
