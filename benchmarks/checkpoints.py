@@ -1,7 +1,8 @@
 """What checkpoints cost: their share of training time, and the way back to the first step.
 
-`python benchmarks/checkpoints.py [KEY=VALUE ...]` makes the demo's MoFO run with its default interval;
-then it stops one in the middle and goes on with it. It prints ratios of times of one process.
+`python benchmarks/checkpoints.py [KEY=VALUE ...]` makes the demo's MoFO run with its default
+interval; then it stops one in the middle and goes on with it. It prints ratios of times of one
+process.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ import yaml
 
 from cl_mofo.errors import NotWrittenError, UserError
 from cl_mofo.files import PARTIAL, write_checked, write_whole
+from cl_mofo.untrusted import printable
 
 LOG = "run.log"
 RECIPE = "recipe.yaml"
@@ -72,6 +73,13 @@ class _Log(logging.FileHandler):
             super().close()
 
 
+class _Line(logging.Formatter):
+    """A line of the log: what others wrote in it acts on no terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 class RunFolder:
     """Create and fill a run folder, or go on filling one.
 
@@ -99,7 +107,7 @@ class RunFolder:
         if not resume and begun(self.path):  # since it was looked at
             self._handler.close()
             raise UserError(f"--out {self.path}: another run has just begun there")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._handler.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s"))
         self.log = logging.Logger("cl_mofo.run", logging.INFO)
         self.log.addHandler(self._handler)
 

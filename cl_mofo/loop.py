@@ -39,7 +39,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -57,7 +57,7 @@ from cl_mofo.memory import explained
 from cl_mofo.model import LanguageModel
 from cl_mofo.remedies import Remedies
 from cl_mofo.services import Services
-from cl_mofo.strategy import STEP_PHASES, Strategy, in_order
+from cl_mofo.strategy import STEP_PHASES, Strategy, acts_after_a_task, in_order
 from cl_mofo.update import refuse_broken_weights, update
 
 repair_torchvision()
@@ -71,6 +71,16 @@ def _no_metrics() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return EvaluationPlugin()
+
+
+class Saver(Protocol):
+    """What keeps a loop's state."""
+
+    def save(self) -> object:
+        """Save now, on all ranks."""
+
+    def leave_if_asked(self, loop: Loop) -> None:
+        """Leave, on all ranks, if one was asked to; nothing has changed since the last save."""
 
 
 class Loop(Services, SupervisedTemplate):
@@ -126,7 +136,8 @@ class Loop(Services, SupervisedTemplate):
         self.total_steps = self.global_step = 0
         self.skipped = self.skipped_in_task = 0
         self.fault: str | None = None
-        self.begun = False
+        self.begun = self.finishing = False
+        self.saver: Saver | None = None
         self.resumed: Position | None = None
         self.lr = self.grad_norm = 0.0
         self.figures: dict[str, float] = {}
@@ -213,10 +224,13 @@ class Loop(Services, SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         refuse_broken_weights(self)
+        self.finishing = True
+        if self.saver and any(acts_after_a_task(strategy) for strategy in self.strategies):
+            self.saver.save()  # what they do may take long, and may be left in between
         with explained("strategies act after a task", self.remedies.holding):
             for strategy in self.strategies:
                 strategy.after_experience(self)
-        self.begun = False
+        self.finishing = self.begun = False
         self.task_index += 1
         super()._after_training_exp(**kwargs)
 
@@ -287,4 +301,6 @@ class Loop(Services, SupervisedTemplate):
         Returns:
             the loss [], in nats.
         """
+        if self.saver and self.finishing:
+            self.saver.leave_if_asked(self)
         return replace_gradients(self, batch)

@@ -107,6 +107,7 @@ class TaskSequence:
             engine=engine,
             plugins=[self.steps, self.saving],
         )
+        self.loop.saver = self.saving
         self.ranks = self.loop.engine.ranks
         self.examiner = Examiner(
             recipe, plans, self.records, folder, observer, self.ranks, self.stop

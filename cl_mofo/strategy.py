@@ -224,6 +224,11 @@ def in_order(strategies: Iterable[Strategy], phases: Sequence[str]) -> tuple[Str
     return tuple(sorted(strategies, key=first))
 
 
+def acts_after_a_task(strategy: Strategy) -> bool:
+    """Tell whether a strategy does anything in `after_experience`."""
+    return type(strategy).after_experience is not Strategy.after_experience
+
+
 def settings(strategy: type[Strategy]) -> dict[str, Any]:
     """Return a strategy's settings with their defaults, for listings and recipes."""
     return dataclasses.asdict(strategy.Config())

@@ -33,7 +33,7 @@ class Saving(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-
         self._last = time.monotonic()
 
     def save(self) -> str:
-        """Save now; the next is due a whole interval later."""
+        """Save now, on all ranks; the next is due a whole interval later."""
         told = self._save()
         self._last = time.monotonic()
         return told
@@ -54,6 +54,18 @@ class Saving(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-
         if asked:
             where = f"after step {strategy.step} of {strategy.total_steps}"
             raise stopped(asked, f"{where} on {strategy.plan.task.name}; {told}")
+
+    def leave_if_asked(self, loop: Loop) -> None:
+        """Leave after a task's last step, while nothing has changed since the last checkpoint.
+
+        Raises:
+            StoppedError: a signal has asked for it.
+            KeyboardInterrupt: the user has.
+        """
+        (asked,) = loop.engine.ranks.largest([self.stop.signal])
+        if asked:
+            where = f"after the last step on {loop.plan.task.name}, before its end"
+            raise stopped(asked, f"{where}; its checkpoint is written")
 
     def _due(self, strategy: Loop) -> bool:
         minutes, steps = self.config.every_minutes, self.config.every_steps
