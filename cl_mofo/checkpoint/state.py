@@ -123,9 +123,10 @@ class _Files:
         named: dict[Place, dict[str, None]] = {}
         for other, values in enumerate(self._values):
             for place, entries in parts_in(values):
+                names = named.setdefault(place, {})
                 for name, tensor, start, numel in entries:
                     found.setdefault((place, name), []).append((other, tensor, Span(start, numel)))
-                    named.setdefault(place, {})[name] = None
+                    names[name] = None
         own = put_together(self._values[rank], lambda name: self._tensor(rank, name), parts)
         if not isinstance(own, dict):
             raise TypeError("a mapping was expected")
