@@ -172,7 +172,7 @@ def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict
         record = left.manifest or manifest(suite.hashes, model, ranks.count)
         folder.write_yaml(RECIPE, to_mapping(recipe))
         folder.write_json("manifest.json", record)
-        with watching():
+        with watching(), stop.listening():
             sequence = TaskSequence(
                 recipe,
                 plans,
@@ -186,8 +186,7 @@ def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict
                 stop,
             )
             wait_at_most(recipe.engine)
-            with stop.listening():
-                results = sequence.learn(left.checkpoint, left.progress)
+            results = sequence.learn(left.checkpoint, left.progress)
         folder.write_json("manifest.json", record | {"finished": now()})
         if ranks.first:
             sequence.store.clear()

@@ -33,7 +33,7 @@ from cl_mofo.observer import Observer
 from cl_mofo.progress import Progress
 from cl_mofo.report import curves, heat_map, parse_results
 from cl_mofo.steplog import StepLog
-from cl_mofo.stopping import Stop
+from cl_mofo.stopping import Stop, stopped
 from cl_mofo.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ class TaskSequence:
             kept = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
             raise type(error)(f"{error}. In {self.folder.path}, {kept}") from error
         except (StoppedError, KeyboardInterrupt) as error:
-            again = f"{error}. To go on: cl-mofo resume {self.folder.path}"
+            how = str(error) or "interrupted"
+            again = f"{how}. To go on: cl-mofo resume {self.folder.path}"
             raise type(error)(again) from None
         finally:
             self.folder.write_metrics(self.steps.rows)
@@ -182,6 +183,9 @@ class TaskSequence:
         folder, plans, progress = self.folder, self.plans, self.progress
         self._write()
         self._keep_progress()
+        (asked,) = self.ranks.largest([self.stop.signal])
+        if asked:
+            raise stopped(asked, "before its first step")
         if self.recipe.evaluation.initial and not progress.learned:
             self._test(0, range(len(plans)))
             self._write()
