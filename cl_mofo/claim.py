@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 
 from cl_mofo.config import Recipe
 from cl_mofo.errors import UserError
-from cl_mofo.folder import begun
+from cl_mofo.folder import LOG, RECIPE, begun
 from cl_mofo.identity import differences, flat
 from cl_mofo.mappings import parsed
 from cl_mofo.recipes import import_paths
@@ -107,19 +108,22 @@ def manifest_of(folder: Path) -> Mapping[str, Any]:
 
 
 def clear(folder: Path) -> None:
-    """Empty the folder of an unfinished run, its recipe.yaml last: a stop between is no harm.
+    """Empty the folder of a run, its recipe.yaml last: a stop between is no harm.
+
+    Its log stays, emptied too: whoever has it open holds the folder.
 
     Raises:
         UserError: something in it cannot be removed.
     """
-    kept = folder / "recipe.yaml"
+    kept = folder / RECIPE
     try:
-        for item in folder.iterdir() if folder.exists() else ():
+        for item in folder.iterdir():
             if item.is_dir() and not item.is_symlink():
                 shutil.rmtree(item)
-            elif item != kept:
+            elif item.name not in (LOG, RECIPE):
                 item.unlink()
         kept.unlink(missing_ok=True)
+        os.truncate(folder / LOG, 0)
     except OSError as error:
         raise UserError(f"{folder}: cannot be emptied: {error}") from error
 

@@ -95,9 +95,15 @@ class Place:
         Raises:
             UserError: it cannot be used, or another process has it.
         """
-        if self.overwrite and self.out is not None:
-            clear(Path(self.out))
-        return RunFolder(self.out, label, resume=self.resume)
+        replaced = self.overwrite and self.out is not None and (Path(self.out) / RECIPE).is_file()
+        folder = RunFolder(self.out, label, resume=self.resume or replaced)
+        if replaced:
+            try:
+                clear(folder.path)  # once the folder is this process's, and not before
+            except UserError:
+                folder.close()
+                raise
+        return folder
 
     def left(
         self, folder: RunFolder, made_of: Mapping[str, Any], observer: Observer, ranks: Ranks

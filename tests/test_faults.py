@@ -194,10 +194,13 @@ def test_a_run_of_another_process_is_left_to_it_until_it_is_killed(stopped, smal
     goes_on(stopped, whole)
 
 
-def test_two_that_go_on_at_once_do_not_both(stopped, monkeypatch):
+@pytest.mark.parametrize("way", ["resume", "overwrite"])
+def test_of_two_that_take_a_folder_at_once_one_does(stopped, small_recipe, monkeypatch, way):
     # Both have found the folder free; the other has come first.
     monkeypatch.setattr("cl_mofo.folder.RunFolder.in_use", staticmethod(lambda path: False))
+    files = sorted(stopped.rglob("*"))
     with (stopped / "run.log").open("a") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is running this run"):
-            cl_mofo.resume(stopped)
+            cl_mofo.run(small_recipe, out=stopped, **{way: True})
+    assert sorted(stopped.rglob("*")) == files
