@@ -17,7 +17,7 @@ from cl_mofo.checkpoint.room import check_room, room_for
 from cl_mofo.checkpoint.rows import read_rows, written_rows
 from cl_mofo.checkpoint.saving import Saving
 from cl_mofo.checkpoint.store import FOLDER as CHECKPOINTS
-from cl_mofo.checkpoint.store import Checkpoint, Store
+from cl_mofo.checkpoint.store import Checkpoint, Store, name_of
 from cl_mofo.config import Recipe
 from cl_mofo.data.benchmark import make_benchmark
 from cl_mofo.data.plan import TaskPlan
@@ -116,6 +116,7 @@ class TaskSequence:
         self.progress = Progress.of(len(plans))
         self._origin: dict[str, torch.Tensor] = {}
         self._began = 0.0
+        self._saved = ""
 
     def learn(self, checkpoint: Checkpoint | None = None, kept: Any = None) -> dict[str, Any]:
         """Learn and score everything, from where it was left; return the results.
@@ -172,6 +173,7 @@ class TaskSequence:
                 taken_back(self.loop, checkpoint.state(self.ranks.rank, wanted))
             self.progress = Progress.from_json(dict(checkpoint.content), tasks)
             self.steps.rows = read_rows(checkpoint.folder / STEPS)
+            self._saved = checkpoint.name
         if kept is not None:
             found = Progress.from_json(kept, tasks)
             found.back_to(self.progress.learned)
@@ -216,13 +218,16 @@ class TaskSequence:
 
     def _save(self) -> str:
         """Write a checkpoint; say where it is, or why there is none: training can go on."""
+        loop, engine = self.loop, self.loop.engine
+        name = name_of(loop.global_step, self.progress.learned)
+        if name == self._saved:  # nothing has changed, and the only good one is not to be replaced
+            return f"checkpoint {name} is written"
         now = time.perf_counter()
         self.progress.seconds["training"] += now - self._began
         self._began, self.progress.skipped = now, self.loop.skipped
-        loop, engine = self.loop, self.loop.engine
         state = loop.state_dict()
         try:
-            name = self.store.save(
+            self.store.save(
                 loop.global_step,
                 self.progress.learned,
                 state,
@@ -236,6 +241,7 @@ class TaskSequence:
             self.folder.log.warning(told)
             self.observer.warned(told)
             return told
+        self._saved = name
         self.folder.log.info("checkpoint %s", name)
         return f"checkpoint {name} is written"
 

@@ -1,6 +1,7 @@
 """A signal while strategies act after a task, which may take as long as a task."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -16,6 +17,7 @@ RECIPE = {
     "data": {"train_limit": 16, "test_limit": 2},
     "optimizer": {"batch_size": 8},
     "evaluation": {"initial": False, "losses": False},
+    "checkpoint": {"every_steps": 1, "keep": 1},
 }
 
 
@@ -37,5 +39,7 @@ def test_it_is_left_in_between_and_ends_with_the_same_bits(tmp_path, monkeypatch
     monkeypatch.undo()
     again = cl_mofo.resume(tmp_path / "run")
     assert again["scores"] == whole["scores"]
+    saved = re.findall(r"INFO checkpoint (\S+)$", (tmp_path / "run" / "run.log").read_text(), re.M)
+    assert len(saved) == len(set(saved))  # none in another's place, which a kill may leave empty
     ours, theirs = (load_file(tmp_path / n / "model/model.safetensors") for n in ("run", "whole"))
     assert all(ours[name].equal(theirs[name]) for name in theirs)

@@ -36,6 +36,11 @@ FORMAT = 1
 _NAME = re.compile(r"(\d{8,12})-(\d{2,6})")
 
 
+def name_of(steps: int, learned: int) -> str:
+    """Return the name of the checkpoint after so many steps and so many tasks learned."""
+    return f"{steps:08d}-{learned:02d}"
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that has been found as it was written.
@@ -105,7 +110,7 @@ class Store:
         Raises:
             NotSavedError: it could not be written, on some rank; the ones before are there still.
         """
-        name = f"{steps:08d}-{learned:02d}"
+        name = name_of(steps, learned)
         partial = self._root / (name + PARTIAL)
         ranks = self._ranks
         with _together(ranks):
