@@ -76,12 +76,9 @@ def state(folder: Path, recipe: Recipe) -> State:
     try:
         if not folder.exists() or (folder.is_dir() and not begun(folder)):
             return State.OPEN
-        text = read_bytes(folder / "recipe.yaml", MIB).decode("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: there is something, but no run's recipe.yaml. {MOVE}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error}") from error
-    if differing := _differences(parsed(text, f"{folder}/recipe.yaml"), recipe, folder):
+    if differing := _differences(kept_recipe(folder), recipe, folder):
         raise UserError(f"{folder}: holds a run of another recipe: {differing}. {MOVE}")
     record = manifest_of(folder)
     if "diverged" in record:
@@ -89,6 +86,21 @@ def state(folder: Path, recipe: Recipe) -> State:
     # results.json calls a run finished once all is scored, the manifest once all is written.
     written = "finished" in record and (folder / "results.json").exists()
     return State.FINISHED if written and load_results(folder).finished else State.OPEN
+
+
+def kept_recipe(folder: Path) -> Any:
+    """Return what a run's recipe.yaml says.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    try:
+        text = read_bytes(folder / RECIPE, MIB).decode("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder}: there is something, but no run's {RECIPE}. {MOVE}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder}: cannot be read: {error}") from error
+    return parsed(text, f"{folder}/{RECIPE}")
 
 
 def manifest_of(folder: Path) -> Mapping[str, Any]:

@@ -138,7 +138,7 @@ def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict
     with ranks.together():
         known = registry(recipe.imports)
         plans = plan_tasks(recipe, known)
-        done = place.check() if ranks.first else None
+        done = place.check(recipe) if ranks.first else None
     done = ranks.agree(done)
     if done is not None:
         observer.warned(f"{place.out}: is finished; nothing was done")
@@ -170,9 +170,10 @@ def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict
     try:
         left = place.left(folder, made_of, observer, ranks)
         record = left.manifest or manifest(suite.hashes, model, ranks.count)
-        folder.write_yaml(RECIPE, to_mapping(recipe))
-        folder.write_json("manifest.json", record)
+        # From here on the folder holds a run: a signal is heard where it can be gone on with.
         with watching(), stop.listening():
+            folder.write_yaml(RECIPE, to_mapping(recipe))
+            folder.write_json("manifest.json", record)
             sequence = TaskSequence(
                 recipe,
                 plans,
@@ -187,9 +188,9 @@ def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict
             )
             wait_at_most(recipe.engine)
             results = sequence.learn(left.checkpoint, left.progress)
-        folder.write_json("manifest.json", record | {"finished": now()})
-        if ranks.first:
-            sequence.store.clear()
+            folder.write_json("manifest.json", record | {"finished": now()})
+            if ranks.first:
+                sequence.store.clear()
     except DamagedError as error:
         folder.log.error("stopped: %s", error)
         raise UserError(
@@ -204,6 +205,10 @@ def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict
             if not isinstance(error, OutOfMemoryError | NotWrittenError):
                 folder.write_json("manifest.json", record | {"diverged": str(error)})
             engine.close()
+        stopped = isinstance(error, StoppedError | KeyboardInterrupt)
+        if stopped and (folder.path / RECIPE).is_file():
+            how = str(error) or "interrupted"
+            raise type(error)(f"{how}. To go on: cl-mofo resume {folder.path}") from None
         raise
     finally:
         folder.close()

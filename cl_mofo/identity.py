@@ -52,11 +52,26 @@ def identity(recipe: Recipe, data: Mapping[str, str], model: Mapping[str, Any]) 
 def flat(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """Yield a recipe's keys, dotted, with their values, but not those of strategies not at work."""
     names = {*Recipe.model_fields, *parse_names(recipe.strategy)}
-    for key, value in json.loads(json.dumps(to_mapping(recipe))).items():
-        if key in names and isinstance(value, dict):
+    whole = json.loads(json.dumps(to_mapping(recipe)))
+    return _dotted({key: value for key, value in whole.items() if key in names})
+
+
+def _dotted(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in keys.items():
+        if isinstance(value, dict):
             yield from ((f"{key}.{sub}", below) for sub, below in value.items())
-        elif key in names:
+        else:
             yield key, value
+
+
+def others(kept: Any, recipe: Recipe) -> list[str]:
+    """Return what makes a run of a kept recipe.yaml another one than a recipe's, a line each."""
+    theirs, ours = dict(_dotted(kept)) if isinstance(kept, dict) else {}, dict(flat(recipe))
+    return [
+        _told(key, before, here)
+        for key, (before, here) in differences(theirs, ours).items()
+        if key in theirs and key in ours and not _is_free(key, ours)
+    ]
 
 
 def compare(then: Any, now: Mapping[str, Any]) -> list[str]:
@@ -79,12 +94,10 @@ def compare(then: Any, now: Mapping[str, Any]) -> list[str]:
     if theirs["model"] != now["model"]:
         problems.append("the model's weights are others")
     for key, (before, here) in differences(theirs["recipe"], now["recipe"]).items():
-        told = f"{key} was {brief(before)} and is {brief(here)}"
-        if _is_free(key, now["recipe"]):
-            if key not in FREE_BY_CONTENT and not key.startswith(KEPT):
-                remarks.append(f"{told}: figures may differ in their last digits")
-        else:
-            problems.append(f"recipe key {told}")
+        if not _is_free(key, now["recipe"]):
+            problems.append(f"recipe key {_told(key, before, here)}")
+        elif key not in FREE_BY_CONTENT and not key.startswith(KEPT):
+            remarks.append(f"{_told(key, before, here)}: figures may differ in their last digits")
     if problems:
         raise UserError(
             "this would not be the run that was begun:\n"
@@ -113,6 +126,10 @@ def _changes(
             yield name, "is new" if before is None else "is gone"
         else:
             yield name, f"was {brief(before)} and is {brief(here)}" if shown else "has changed"
+
+
+def _told(key: str, before: Any, here: Any) -> str:
+    return f"{key} was {brief(before)} and is {brief(here)}"
 
 
 def _is_free(key: str, recipe: Mapping[str, Any]) -> bool:

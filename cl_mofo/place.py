@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_mofo.claim import clear, manifest_of
+from cl_mofo.claim import clear, kept_recipe, manifest_of
 from cl_mofo.errors import UserError
 from cl_mofo.files import PARTIAL, DamagedError, read_checked
 from cl_mofo.folder import RECIPE, RunFolder
-from cl_mofo.identity import compare
+from cl_mofo.identity import compare, others
 from cl_mofo.manifest import now
 from cl_mofo.observer import Observer
 from cl_mofo.report import load_results
 
 if TYPE_CHECKING:
     from cl_mofo.checkpoint.store import Checkpoint
+    from cl_mofo.config import Recipe
     from cl_mofo.engine.ranks import Ranks
 
 CHECKPOINTS = "checkpoints"
@@ -56,8 +57,11 @@ class Place:
     resume: bool = False
     overwrite: bool = False
 
-    def check(self) -> dict[str, Any] | None:
+    def check(self, recipe: Recipe) -> dict[str, Any] | None:
         """Refuse a place that cannot be, before anything is loaded.
+
+        Args:
+            recipe: of the run that is to be there.
 
         Returns:
             the results of the run that is there, if it is to go on and is finished.
@@ -83,6 +87,11 @@ class Place:
         if self.resume and "finished" in manifest_of(folder):
             file = folder / "results.json"
             if file.is_file() and load_results(folder).finished:
+                if differing := others(kept_recipe(folder), recipe):
+                    raise UserError(
+                        f"{folder}: holds a finished run of another recipe: "
+                        f"{'; '.join(differing)}. Name another --out, or replace it by --overwrite"
+                    )
                 # Its process may have been killed while it removed them.
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
                 results: dict[str, Any] = json.loads(file.read_bytes())

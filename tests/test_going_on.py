@@ -197,6 +197,15 @@ def test_a_finished_run_stays_as_it_is(small_recipe, whole, tmp_path):
     assert not (folder / "checkpoints").exists()
 
 
+def test_a_finished_run_of_another_recipe_is_not_taken_for_this_one(small_recipe, whole):
+    with pytest.raises(UserError, match="finished run of another recipe: seed was 42 and is 43"):
+        cl_mofo.run(merge(small_recipe, {"seed": 43}), out=whole, resume=True)
+    speed = {"training": {"micro_batch_size": 2}, "mofo": {"update_fraction": 0.5}}
+    with pytest.raises(UserError, match=r"recipe: mofo\.update_fraction was 0\.1 and is 0\.5\. "):
+        cl_mofo.run(merge(small_recipe, speed), out=whole, resume=True)
+    assert cl_mofo.resume(whole, assignments=["training.micro_batch_size=2"])["finished"]
+
+
 @pytest.mark.parametrize("keep", [1, 2])
 def test_so_many_checkpoints_are_kept(small_recipe, tmp_path, keep):
     few = merge(small_recipe, {"checkpoint": {"keep": keep}, "evaluation": {"initial": False}})
