@@ -26,8 +26,12 @@ FREE_BY_CONTENT = (
     "imports",
 )
 """Keys that say where to find what is compared by its content."""
-FREE_BY_TOKENS = ("training.micro_batch_size", "evaluation.batch_size")
-"""Keys that are a matter of speed and memory if the loss is a mean over a batch's tokens."""
+FREE_IF = {
+    "training.micro_batch_size": ("training.loss", "tokens"),
+    "evaluation.batch_size": ("evaluation.decoding", "greedy"),
+}
+"""Keys that are a matter of speed and memory if another key has this value: where a mean is over
+micro-batches, or each batch has draws of its own, they say what is computed."""
 
 
 def identity(recipe: Recipe, data: Mapping[str, str], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +137,7 @@ def _told(key: str, before: Any, here: Any) -> str:
 
 
 def _is_free(key: str, recipe: Mapping[str, Any]) -> bool:
-    if key in FREE_BY_TOKENS:
-        return recipe.get("training.loss") == "tokens"
+    if key in FREE_IF:
+        other, value = FREE_IF[key]
+        return bool(recipe.get(other) == value)
     return key.startswith((*FREE, *KEPT)) or key in FREE_BY_CONTENT
