@@ -69,15 +69,17 @@ def _replacing(folder: Path) -> bool:
 
 def _changed(name: str) -> Callable[[Path], bool]:
     """Say whether a file has been replaced since the last look."""
-    seen: dict[Path, int] = {}
+    before: int | None = None
 
     def look(folder: Path) -> bool:
+        nonlocal before
         try:
             now = (folder / name).stat().st_mtime_ns
         except FileNotFoundError:
             return False
-        before, seen[folder] = seen.get(folder), now
-        return before is not None and before != now
+        changed = before is not None and before != now
+        before = now
+        return changed
 
     return look
 
@@ -93,6 +95,10 @@ def _begun(folder: Path) -> bool:
     return (folder / "run.log").exists() and not (folder / "checkpoints").exists()
 
 
+def _clearing(folder: Path) -> bool:
+    return _ending(folder) and _finished(folder / "manifest.json")
+
+
 def _ending(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("model.partial", "model", "figures"))
 
@@ -105,6 +111,7 @@ AIMS: Mapping[str, tuple[Callable[[], Callable[[Path], bool]], int]] = {
     "between two test sets": (lambda: _logged("INFO after"), 40),
     "nothing is saved yet": (lambda: _begun, 8),
     "the model and the figures are written": (lambda: _ending, 400),
+    "all is done but for the checkpoints that go": (lambda: _clearing, 1),
 }
 """How a moment is seen, and how many such looks at most are let pass."""
 

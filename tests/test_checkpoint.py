@@ -99,6 +99,13 @@ def test_parts_come_together_for_any_number_of_ranks(case):
                 assert torch.equal(parts[name], expected)
 
 
+def test_what_has_no_parts_yet_comes_back_so(tmp_path):
+    save_state(tmp_path, {"fisher": Parts(), "p": Parts(w=torch.ones(2))})
+    found = load_state(tmp_path, 0, 1, {"w": (Span(0, 2), torch.Size([2]))})
+    assert found["fisher"] == {}
+    assert found["p"]["w"].tolist() == [1, 1]
+
+
 def test_parts_take_the_shape_that_is_wanted(tmp_path):
     whole = torch.arange(6.0)
     for rank in range(2):

@@ -6,7 +6,6 @@ A sample of `make soak` (tests/soak.py), and what signals do.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -70,25 +69,44 @@ class Command:
         return self.process.returncode, told
 
 
-def test_the_command_line_is_killed_and_stopped_and_goes_on(tmp_path, whole):
-    recipe, folder = tmp_path / "small.yaml", tmp_path / "run"
-    recipe.write_text(yaml.safe_dump(SMALL))
-    command = Command("run", str(recipe), "--out", "run", cwd=tmp_path)
-    command.wait_for(lambda: (folder / "checkpoints" / "00000001-00").exists())
+SLOW = """
+import os, time
+from cl_mofo.strategy import Strategy
+class Slow(Strategy):
+    name, phases = "slow", frozenset({"penalty"})
+    def on_gradients(self, loop):
+        time.sleep(float(os.environ.get("SECONDS_A_STEP", 0)))
+"""
+
+
+def test_the_command_line_is_killed_and_stopped_and_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text(SLOW)
+    recipe, log = tmp_path / "recipe.yaml", tmp_path / "run" / "run.log"
+    recipe.write_text(yaml.safe_dump(SMALL | {"strategy": "slow+mofo"}))
+    mine = ["--import", "slow.py"]
+    monkeypatch.setenv("SECONDS_A_STEP", "2")
+    command = Command("run", str(recipe), *mine, "--out", "run", cwd=tmp_path)
+    command.wait_for(lambda: good(tmp_path / "run") == ["00000001-00"])
     command.process.kill()
     assert command.end()[0] == -signal.SIGKILL
-    assert phase(folder) in ("training", "checkpoint", "evaluation", "other file")
-    before = good(folder)
-    assert before
+    assert good(tmp_path / "run") == ["00000001-00"]
+    assert phase(tmp_path / "run") == "training"
 
-    command = Command("resume", "run", cwd=tmp_path)
-    command.wait_for(lambda: "going on from" in (folder / "run.log").read_text())
-    command.wait_for(lambda: good(folder) != before)
+    command = Command("resume", "run", *mine, cwd=tmp_path)
+    command.wait_for(lambda: log.read_text().count("learning") == 2)
     command.process.terminate()
     code, told = command.end(30)
     assert code == 75
-    assert re.fullmatch(r"cl-mofo: stopped by SIGTERM .* To go on: cl-mofo resume run\n", told)
-    goes_on(folder, whole)
+    assert told == (
+        "cl-mofo: stopped by SIGTERM after step 2 of 2 on FOMC; checkpoint 00000002-00 is written. "
+        "To go on: cl-mofo resume run\n"
+    )
+    monkeypatch.undo()
+    cl_mofo.run(
+        SMALL | {"strategy": "slow+mofo", "imports": [str(tmp_path / "slow.py")]},
+        out=tmp_path / "whole",
+    )
+    goes_on(tmp_path / "run", tmp_path / "whole", imports=[tmp_path / "slow.py"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
