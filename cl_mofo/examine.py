@@ -14,7 +14,7 @@ from cl_mofo.engine.ranks import Ranks
 from cl_mofo.errors import TrainingError
 from cl_mofo.evaluation import mark_unfinished, score
 from cl_mofo.evaluation.generate import Answer, answer, answer_loss
-from cl_mofo.evaluation.journal import Journal
+from cl_mofo.evaluation.journal import Journal, forget
 from cl_mofo.folder import RunFolder
 from cl_mofo.observer import Observer
 from cl_mofo.stopping import Stop, stopped
@@ -69,11 +69,10 @@ class Examiner:
         rows = self.records[plan.task.name][settings.split]
         prompts, references = Column(rows, "prompt"), Column(rows, "answer")
         encoder = encoder_for(language_model.tokenizer, plan, self.recipe)
-        name = f"{self.after(learned)}-{plan.task.name}"
-        journal = Journal(self.folder.path / CHECKPOINTS, name, self.ranks.rank)
+        journal = self._journal(learned, j)
 
         def keep(answers: Mapping[int, Answer]) -> None:
-            with self.folder.writing(f"{CHECKPOINTS}/{name}"):
+            with self.folder.writing(f"{CHECKPOINTS}/{journal.name}"):
                 journal.keep(answers)
 
         def advance(examples: int, tokens: int) -> None:
@@ -120,8 +119,21 @@ class Examiner:
                 for i, (a, reference) in enumerate(zip(answers, references, strict=True))
             ),
         )
-        journal.clear()
         return metrics, loss
+
+    def kept(self, learned: int, j: int) -> None:
+        """Hear that what a test showed is kept: its answers so far are needed no more."""
+        if self.ranks.first:
+            self._journal(learned, j).clear()
+
+    def back_to(self, learned: int) -> None:
+        """Forget answers of models that have learned more tasks: they are trained anew."""
+        if self.ranks.first:
+            forget(self.folder.path / CHECKPOINTS, learned)
+
+    def _journal(self, learned: int, j: int) -> Journal:
+        name = f"{self.after(learned)}-{self.plans[j].task.name}"
+        return Journal(self.folder.path / CHECKPOINTS, name, self.ranks.rank)
 
     def leave_if_asked(self, asked: int, task: int) -> None:
         """Leave if a signal has asked for it.

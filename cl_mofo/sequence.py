@@ -23,7 +23,7 @@ from cl_mofo.data.benchmark import make_benchmark
 from cl_mofo.data.plan import TaskPlan
 from cl_mofo.data.suites import Suite
 from cl_mofo.engine import Engine
-from cl_mofo.errors import NotSavedError, StoppedError, TrainingError, UserError
+from cl_mofo.errors import NotSavedError, TrainingError, UserError
 from cl_mofo.examine import Examiner
 from cl_mofo.folder import RunFolder
 from cl_mofo.loop import Loop
@@ -142,10 +142,6 @@ class TaskSequence:
             last = self.store.newest()
             kept = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
             raise type(error)(f"{error}. In {self.folder.path}, {kept}") from error
-        except (StoppedError, KeyboardInterrupt) as error:
-            how = str(error) or "interrupted"
-            again = f"{how}. To go on: cl-mofo resume {self.folder.path}"
-            raise type(error)(again) from None
         finally:
             self.folder.write_metrics(self.steps.rows)
 
@@ -174,6 +170,7 @@ class TaskSequence:
             self.progress = Progress.from_json(dict(checkpoint.content), tasks)
             self.steps.rows = read_rows(checkpoint.folder / STEPS)
             self._saved = checkpoint.name
+        self.examiner.back_to(self.progress.learned)
         if kept is not None:
             found = Progress.from_json(kept, tasks)
             found.back_to(self.progress.learned)
@@ -262,6 +259,7 @@ class TaskSequence:
                 self.progress.add(learned, task, metrics, headline, loss)
                 self.progress.seconds["evaluation"] += time.perf_counter() - began
                 self._keep_progress()
+                self.examiner.kept(learned, task)
                 after, tested_task = self.examiner.after(learned), self.plans[task].task.name
                 self.folder.log.info("after %s: %s %s", after, tested_task, metrics)
                 asked = self.ranks.largest([self.stop.signal])

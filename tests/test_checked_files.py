@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cl_mofo.evaluation.generate import Answer
-from cl_mofo.evaluation.journal import Journal
-from cl_mofo.files import DamagedError, read_checked, write_checked, write_whole
+from cl_mofo.evaluation.journal import Journal, forget
+from cl_mofo.files import DamagedError, checked_line, read_checked, write_checked, write_whole
 from cl_mofo.progress import Progress
 from tests.states import files_end_at, folder, nested, same
 
@@ -120,6 +121,38 @@ def test_answers_that_were_written_to_their_end_are_known(batches, data):
         assert journal.known(number) == whole
         journal.keep({0: Answer("later", finished=True, tokens=2)})
         assert journal.known(number)[0].text == "later"
+
+
+def test_what_is_no_journal_is_none_and_in_nobodys_way(tmp_path):
+    journal = Journal(tmp_path, "01-A-B", 0)
+    answers = {0: Answer("a", finished=True, tokens=1)}
+    os.mkfifo(tmp_path / "01-A-B.0.answers")
+    (tmp_path / "01-A-B.1.answers").mkdir()
+    (tmp_path / "01-A-B.2.answers").symlink_to("/dev/zero")
+    (tmp_path / "01-A-B.3.answers").write_bytes(checked_line({"answers": [{"0": "a"}]}))
+    assert journal.known(1) == {}
+    journal.keep(answers)
+    assert journal.known(1) == answers
+
+
+def test_a_journal_may_be_longer_than_a_file_of_json(tmp_path, monkeypatch):
+    journal = Journal(tmp_path, "01-A-B", 0)
+    answers = {i: Answer("a" * 50, finished=True, tokens=1) for i in range(9)}
+    for i, answer in answers.items():
+        journal.keep({i: answer})
+    monkeypatch.setattr("cl_mofo.evaluation.journal.MOST_BYTES", 300)
+    assert journal.known(9) == answers
+
+
+@pytest.mark.parametrize(("learned", "left"), [(-1, 0), (0, 1), (1, 2), (10, 3)])
+def test_answers_of_a_later_model_are_forgotten(tmp_path, learned, left):
+    names = [f"{name}-B" for name in ("00-initial", "01-A", "10-A")]
+    for name in names:
+        Journal(tmp_path, name, 0).keep({0: Answer("a", finished=True, tokens=1)})
+    forget(tmp_path, learned)
+    assert [bool(Journal(tmp_path, name, 0).known(1)) for name in names] == [
+        number < left for number in range(3)
+    ]
 
 
 # Progress.

@@ -18,6 +18,7 @@ from cl_mofo.evaluation.generate import Answer
 from cl_mofo.evaluation.journal import Journal
 from cl_mofo.identity import compare
 from cl_mofo.mappings import merge
+from cl_mofo.sequence import TaskSequence
 from tests.small_run import STOP, At, StoppedHereError, goes_on, good, names, stop
 from tests.soak import differences
 
@@ -96,6 +97,25 @@ def test_no_clock_decides_which_checkpoint_is_the_newest(stopped, whole, monkeyp
     observer = goes_on(stopped, whole)
     assert observer.resumed_from == "checkpoint 00000002-01"
     assert observer.warnings == []
+
+
+def test_answers_are_kept_until_what_they_showed_is(small_recipe, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        TaskSequence, "_keep_progress", lambda self: self.progress.learned and stop()
+    )
+    with pytest.raises(StoppedHereError):
+        cl_mofo.run(small_recipe, out=tmp_path / "run")
+    monkeypatch.undo()
+    asked: list[str] = []
+    keep = Journal.keep
+
+    def counted(journal, answers):
+        asked.append(journal.name)
+        keep(journal, answers)
+
+    monkeypatch.setattr(Journal, "keep", counted)
+    goes_on(tmp_path / "run", whole)
+    assert {*asked} == {"02-Py150-FOMC", "02-Py150-Py150"}
 
 
 # What a run is made of has changed.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 from pathlib import Path
 
 from cl_mofo.evaluation.generate import Answer
 from cl_mofo.files import MOST_BYTES, DamagedError, checked_line, read_line
-from cl_mofo.untrusted import read_bytes
+from cl_mofo.untrusted import open_regular
 
 
 class Journal:
@@ -16,12 +16,12 @@ class Journal:
 
     Args:
         folder: where; ranks write files of their own there, and read those of all.
-        name: whose answers they are: after which task, and to which.
+        name: whose answers they are: after how many tasks, which was the last, and to which.
         rank: which rank this is.
     """
 
     def __init__(self, folder: Path, name: str, rank: int) -> None:
-        self._folder, self._name = folder, name
+        self._folder, self.name = folder, name
         self._file = folder / f"{name}.{rank}.answers"
 
     def known(self, examples: int) -> dict[int, Answer]:
@@ -31,12 +31,12 @@ class Journal:
             examples: how many the test set has.
         """
         found: dict[int, Answer] = {}
-        for file in sorted(self._folder.glob(f"{self._name}.*.answers")):
-            for line in read_bytes(file, MOST_BYTES).splitlines():
+        for file in sorted(self._folder.glob(f"{self.name}.*.answers")):
+            for line in _lines(file):
                 try:
                     rows = read_line(line, file.name).get("answers", [])
                     found |= {row[0]: _answer(*row[1:]) for row in rows}
-                except (DamagedError, TypeError, ValueError, IndexError):
+                except (DamagedError, TypeError, ValueError, LookupError):
                     continue
         return {i: found[i] for i in found if type(i) is int and 0 <= i < examples}
 
@@ -54,14 +54,32 @@ class Journal:
 
     def clear(self) -> None:
         """Forget them all, once the test set is done."""
-        for file in self._folder.glob(f"{self._name}.*.answers"):
-            file.unlink(missing_ok=True)
+        for file in self._folder.glob(f"{self.name}.*.answers"):
+            _remove(file)
 
 
-def forget(folder: Path) -> None:
-    """Remove the answers of all journals in a folder."""
+def forget(folder: Path, learned: int = -1) -> None:
+    """Remove the answers that journals in a folder have from after more than `learned` tasks."""
     for file in folder.glob("*.answers"):
+        tasks = file.name.partition("-")[0]
+        if not tasks.isdecimal() or int(tasks) > learned:
+            _remove(file)
+
+
+def _remove(file: Path) -> None:
+    if file.is_symlink() or not file.is_dir():
         file.unlink(missing_ok=True)
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Yield a file's lines; what is no file, and could be read without end, makes room for one."""
+    try:
+        with open_regular(file) as opened:
+            while line := opened.readline(MOST_BYTES):
+                yield line
+    except OSError:
+        if not file.is_file():
+            _remove(file)
 
 
 def _answer(text: object, finished: object, tokens: object) -> Answer:
