@@ -35,6 +35,13 @@ def synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
+def synchronise_all(folder: Path) -> None:
+    """Let all files below a folder, and their names, reach the disk."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            synchronise(path)
+
+
 def write_whole(path: Path, content: Iterable[bytes]) -> None:
     """Write a file whole or not at all, whatever happens meanwhile; its folder is made if need be.
 

@@ -25,6 +25,7 @@ from cl_mofo.data.suites import Suite
 from cl_mofo.engine import Engine
 from cl_mofo.errors import NotSavedError, TrainingError, UserError
 from cl_mofo.examine import Examiner
+from cl_mofo.files import synchronise_all
 from cl_mofo.folder import RunFolder
 from cl_mofo.loop import Loop
 from cl_mofo.loopstate import taken_back
@@ -292,6 +293,7 @@ class TaskSequence:
                     os.replace(partial, target)
                     for strategy in self.loop.strategies:
                         strategy.export(self.loop, module, self.folder.path)
+                    synchronise_all(self.folder.path)  # the checkpoints go as soon as it is there
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 

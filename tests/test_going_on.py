@@ -29,6 +29,20 @@ def test_a_run_that_goes_on_ends_as_if_nothing_had_been(stopped, whole):
     assert observer.warnings == []
 
 
+def test_the_model_is_on_the_disk_before_the_checkpoints_go(stopped, whole, monkeypatch):
+    flushed: dict[Path, bool] = {}
+    fsync = os.fsync
+
+    def noted(descriptor):
+        flushed[Path(os.readlink(f"/proc/self/fd/{descriptor}"))] = bool(names(stopped))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    goes_on(stopped, whole)
+    model = stopped / "model"
+    assert all(flushed[path] for path in (stopped, model, *model.iterdir()))
+
+
 # What lies in the folder and is not as it was written.
 
 
