@@ -96,7 +96,8 @@ def set_loop_state(loop: Loop, state: Mapping[str, Any]) -> None:
         )
     loop.engine.load_state_dict(state)
     for strategy in loop.strategies:
-        strategy.load_state_dict(_on(loop.device, state["strategies"][strategy.name]))
+        saved = _on(strategy.home(loop.device), state["strategies"][strategy.name])
+        strategy.load_state_dict(saved)
     ranks = loop.engine.ranks
     if state["ranks"] == [ranks.rank, ranks.count]:
         set_random_state(state["random"])

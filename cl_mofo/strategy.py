@@ -178,8 +178,12 @@ class Strategy:
         """
         return {}
 
+    def home(self, device: torch.device) -> torch.device:
+        """Return where `load_state_dict` wants its tensors, given the model's device: there."""
+        return device
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned, its tensors on the model's device."""
+        """Take back what `state_dict` returned, its tensors on the device that `home` says."""
 
 
 def parse_names(text: str) -> tuple[str, ...]:

@@ -190,6 +190,10 @@ class EWC(Strategy):
         """Return the sum of Fisher information and the anchor, by parameter."""
         return {"fisher": Parts(self.fisher), "anchor": Parts(self.anchor)}
 
+    def home(self, device: torch.device) -> torch.device:
+        """Return the host where the state stays there: the device may have no room for it."""
+        return torch.device("cpu") if self.config.offload else device
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         for held, saved in ((self.fisher, state["fisher"]), (self.anchor, state["anchor"])):

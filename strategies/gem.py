@@ -197,10 +197,14 @@ class GEM(Episodic):
         rows = [Parts({name: row[task] for name, row in reused.items()}) for task in tasks]
         return super().state_dict() | {"rows": rows}
 
+    def home(self, device: torch.device) -> torch.device:
+        """Return the host where the state stays there: the device may have no room for it."""
+        return torch.device("cpu") if self.config.offload else device
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` returned."""
         super().load_state_dict(state)
         rows = state["rows"]
         for name in rows[0] if rows else ():
             row = torch.stack([gradients[name].reshape(-1) for gradients in rows])
-            self.rows[name] = row.to("cpu") if self.config.offload else row
+            self.rows[name] = row

@@ -378,6 +378,17 @@ def test_it_goes_on_to_the_bit_with_other_settings_too(tiny, tmp_path, settings,
         assert torch.equal(ours, theirs)
 
 
+def test_what_stays_on_the_host_is_not_loaded_by_way_of_the_device(tiny):
+    whole = learn(ewc_loop(copy.deepcopy(tiny), "offload=true")[0], stream(10))
+    loop, again = ewc_loop(copy.deepcopy(tiny), "offload=true")
+    loop.device = torch.device("meta")  # from which nothing comes back
+    loop.load_state_dict(whole.state_dict())
+    (ewc,) = whole.strategies
+    for name, fisher in ewc.fisher.items():
+        assert torch.equal(again.fisher[name], fisher)
+        assert torch.equal(again.anchor[name], ewc.anchor[name])
+
+
 def test_a_fisher_pass_that_overflows_is_told(tiny):
     loop, ewc = ewc_loop(tiny)
     loop.examples = loop.encoded([{"prompt": "1 + 1", "answer": "2"}])
