@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cl_mofo.checkpoint import load_state, save_state
+from cl_mofo.checkpoint.rows import read_rows
 from cl_mofo.files import DamagedError
 from cl_mofo.parts import Parts, Span
 from tests.states import folder, same, states
@@ -35,6 +37,17 @@ def test_tensors_that_share_memory_come_back_each(tmp_path):
     assert found["again"].tolist() == whole.tolist()
     assert found["part"].tolist() == [2, 3]
     assert found["row"].shape == (1, 6)
+
+
+def test_a_pipe_is_damage_and_not_waited_for(tmp_path):
+    (tensors, _) = save_state(tmp_path, {"weights": torch.ones(3)})
+    for name in (tensors, "steps.parquet"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(DamagedError, match="a pipe or a device"):
+        load_state(tmp_path)
+    with pytest.raises(DamagedError, match="a pipe or a device"):
+        read_rows(tmp_path / "steps.parquet")
 
 
 @pytest.mark.parametrize("value", [{1, 2}, 1j, object(), b"bytes"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_mofo.files import DamagedError
+from cl_mofo.untrusted import open_regular
 
 
 def written_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -30,7 +31,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     try:
         # Without what pandas wrote beside the columns, which says nothing more and may be broken.
-        table = parquet.read_table(path).replace_schema_metadata(None)
+        with open_regular(path) as file:
+            table = parquet.read_table(file).replace_schema_metadata(None)
         found = table.to_pandas().to_dict("records")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DamagedError(f"{path.name} cannot be read ({error})") from error

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from cl_mofo.checkpoint.tree import Place, parts_in, put_together, taken_apart
 from cl_mofo.files import MOST_BYTES, DamagedError, from_json, synchronise, to_json, write_whole
 from cl_mofo.parts import Span
-from cl_mofo.untrusted import read_bytes
+from cl_mofo.untrusted import open_regular, read_bytes
 
 FILE_BYTES = 2**30
 """About how many bytes of tensors a file has: writing one takes as much memory again."""
@@ -137,6 +137,7 @@ class _Files:
         if Path(file).name != file:
             raise ValueError(f"{file!r} is no file's name")
         if file not in self._open:
+            open_regular(self._folder / file).close()  # a pipe would be waited for
             opened: Any = safe_open(self._folder / file, "pt")
             self._open[file] = self._closing.enter_context(opened)
         tensor: torch.Tensor = self._open[file].get_tensor(name)
