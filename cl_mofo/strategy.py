@@ -102,6 +102,9 @@ class Strategy:
         Under FSDP2 the parameters are DTensors. Under ZeRO 1 to 3 the optimizer is later given flat
         tensors that hold parts of many: one that does more than move each entry by itself needs a
         method `shard(shards)`, which hears what they hold (`cl_mofo.optim.Shards`), as MoFO has.
+
+        A run goes on with the optimizer's `state`, by parameter. What it changes in its groups
+        beside the learning rate is not kept.
         """
         import torch
 
