@@ -61,6 +61,12 @@ def begun(folder: Path) -> bool:
     return any(path.name not in (LOG, RECIPE + PARTIAL) for path in folder.iterdir())
 
 
+def holds_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run; a recipe of the user's may be called recipe.yaml, too."""
+    written = any((folder / name).is_file() for name in (LOG, "manifest.json"))
+    return written and (folder / RECIPE).is_file()
+
+
 class _Log(logging.FileHandler):
     """A log that loses what cannot be written: a full disk ends no run by that."""
 
@@ -98,6 +104,9 @@ class RunFolder:
         self.path = _fresh(label) if path is None else Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            log = self.path / LOG
+            if log.is_symlink() or (log.exists() and not log.is_file()):
+                raise UserError(f"{log}: is no file of the run's own. Move it away")
             self._handler = _Log(self.path / LOG, "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be used: {error.strerror}") from error

@@ -57,11 +57,12 @@ def flat(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """Yield a recipe's keys, dotted, with their values, but not those of strategies not at work."""
     names = {*Recipe.model_fields, *parse_names(recipe.strategy)}
     whole = json.loads(json.dumps(to_mapping(recipe)))
-    return _dotted({key: value for key, value in whole.items() if key in names})
+    return dotted({key: value for key, value in whole.items() if key in names})
 
 
-def _dotted(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in keys.items():
+def dotted(keys: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a recipe as it is written, dotted, with their values."""
+    for key, value in keys.items() if isinstance(keys, dict) else ():
         if isinstance(value, dict):
             yield from ((f"{key}.{sub}", below) for sub, below in value.items())
         else:
@@ -70,7 +71,7 @@ def _dotted(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def others(kept: Any, recipe: Recipe) -> list[str]:
     """Return what makes a run of a kept recipe.yaml another one than a recipe's, a line each."""
-    theirs, ours = dict(_dotted(kept)) if isinstance(kept, dict) else {}, dict(flat(recipe))
+    theirs, ours = dict(dotted(kept)), dict(flat(recipe))
     return [
         _told(key, before, here)
         for key, (before, here) in differences(theirs, ours).items()

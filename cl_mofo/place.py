@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from cl_mofo.claim import clear, kept_recipe, manifest_of
 from cl_mofo.errors import UserError
 from cl_mofo.files import PARTIAL, DamagedError, read_checked
-from cl_mofo.folder import RECIPE, RunFolder
-from cl_mofo.identity import compare, others
+from cl_mofo.folder import LOG, RECIPE, RunFolder, begun, holds_run
+from cl_mofo.identity import compare, dotted, others
 from cl_mofo.manifest import now
 from cl_mofo.observer import Observer
 from cl_mofo.report import load_results
@@ -77,9 +77,10 @@ class Place:
             RunFolder.check(self.out)
             return None
         folder = Path(self.out)
-        if not (folder / RECIPE).is_file():
-            if self.resume or (folder.is_dir() and any(folder.iterdir())):
-                raise UserError(f"{folder}: holds no run: there is no {RECIPE}")
+        if not holds_run(folder):
+            if self.resume or (folder.is_dir() and begun(folder)):
+                missing = f"{LOG} and no manifest.json" if (folder / RECIPE).is_file() else RECIPE
+                raise UserError(f"{folder}: holds no run: there is no {missing}")
             RunFolder.check(folder)
             return None
         if RunFolder.in_use(folder):
@@ -144,10 +145,10 @@ class Place:
                     warn(f"{found}. The one before it is taken")
                 kept = _kept(folder.path, warn)
                 then = checkpoint.identity if checkpoint else (kept or {}).get("identity")
-                for remark in compare(then, made_of) if then else ():
-                    warn(remark)
-                if not then:  # nothing says whose they are
+                if not then:  # nothing says whose the answers are
                     forget(folder.path / CHECKPOINTS)
+                for remark in compare(then or _recorded(folder.path, made_of), made_of):
+                    warn(remark)
                 manifest = _manifest(folder.path, name)
                 where = f"checkpoint {name}" if name else "the beginning: there is no checkpoint"
                 folder.log.info("going on from %s", where)
@@ -174,6 +175,22 @@ def _kept(folder: Path, warn: Any) -> dict[str, Any] | None:
     except DamagedError as error:
         warn(f"{error}. Test sets that were done after the checkpoint are done again")
         return None
+
+
+def _recorded(folder: Path, made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run was made of as far as its recipe and its manifest say.
+
+    What they do not say, as those of an older version, counts as it is now.
+    """
+    record, ours = manifest_of(folder), made_of["recipe"]
+    kept = {key: value for key, value in dotted(kept_recipe(folder)) if key in ours}
+    model = record.get("model")
+    return {
+        **made_of,
+        "recipe": ours | kept,
+        "data": record.get("data", made_of["data"]),
+        "model": model.get("sha256") if isinstance(model, dict) else made_of["model"],
+    }
 
 
 def _manifest(folder: Path, checkpoint: str | None) -> dict[str, Any] | None:
