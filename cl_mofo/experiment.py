@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import os
 import random
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,7 +209,9 @@ def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict
         stopped = isinstance(error, StoppedError | KeyboardInterrupt)
         if stopped and (folder.path / RECIPE).is_file():
             how = str(error) or "interrupted"
-            raise type(error)(f"{how}. To go on: cl-mofo resume {folder.path}") from None
+            imports = [word for path in recipe.imports for word in ("--import", str(path))]
+            again = shlex.join(["cl-mofo", "resume", str(folder.path), *imports])
+            raise type(error)(f"{how}. To go on: {again}") from None
         raise
     finally:
         folder.close()

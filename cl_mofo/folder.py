@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -141,8 +142,8 @@ class RunFolder:
                 if (wanted / RECIPE).is_file():
                     raise UserError(
                         f"--out {path}: the folder holds a run. Go on with it by --resume (or "
-                        f"cl-mofo resume {path}), delete it and begin anew by --overwrite, or name "
-                        f"a fresh folder"
+                        f"cl-mofo resume {shlex.quote(str(path))}), delete it and begin anew by "
+                        f"--overwrite, or name a fresh folder"
                     )
                 raise UserError(
                     f"--out {path}: the folder is not empty. Name a fresh one, or leave --out away"
@@ -216,7 +217,7 @@ class RunFolder:
         """Return the error that says so, and how to go on."""
         return NotWrittenError(
             f"{told}. Nothing that was saved before is lost: mend this, then go on by cl-mofo "
-            f"resume {self.path}"
+            f"resume {shlex.quote(str(self.path))}"
         )
 
 

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 import signal
 
 import pytest
 
 import cl_mofo
 from cl_mofo.cli import main
+from cl_mofo.errors import StoppedError
 from cl_mofo.folder import RunFolder
 from cl_mofo.stopping import SIGNALS
 from tests.soak import differences
@@ -50,6 +52,24 @@ def test_as_soon_as_the_folder_holds_a_run_it_is_said_how_to_go_on(
     monkeypatch.undo()
     cl_mofo.resume(tmp_path / "run")
     assert differences(whole, tmp_path / "run") == []
+
+
+def test_the_command_that_is_told_goes_on(tmp_path, small_recipe, arriving, monkeypatch):
+    file = tmp_path / "still.py"
+    file.write_text(
+        "from cl_mofo.strategy import Strategy\n"
+        "class Still(Strategy):\n"
+        "    name, phases = 'still', frozenset({'penalty'})\n"
+    )
+    mine = small_recipe | {"strategy": "still+mofo", "imports": [str(file)]}
+    arriving("recipe.yaml")
+    with pytest.raises(StoppedError) as stopped:
+        cl_mofo.run(mine, out=tmp_path / "my run")
+    monkeypatch.setattr("sys.argv", shlex.split(str(stopped.value).split("To go on: ")[1]))
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    assert json.loads((tmp_path / "my run" / "results.json").read_text())["finished"]
 
 
 def test_a_run_that_is_done_is_not_called_stopped(tmp_path, small_recipe, whole, arriving):
