@@ -388,7 +388,7 @@ def test_a_signal_lets_all_ranks_save_and_leave(tmp_path, number, ranks, told, c
     first, second = outputs(tmp_path)
     assert re.fullmatch(
         rf"cl-mofo: {told} after step \d+ of 1000 on FOMC; checkpoint \d+-00 is written. "
-        rf"To go on: cl-mofo resume {tmp_path}/run\n",
+        rf"To go on: cl-mofo resume {tmp_path}/run --import {tmp_path}/fault\.py\n",
         first,
     )
     assert second == ""
