@@ -51,9 +51,9 @@ def prepare() -> None:
     global _several
     rank, count, _ = place()
     _several = count > 1
+    for name in {"SIGTERM", "SIGUSR1"} & {*dir(signal)}:
+        signal.signal(getattr(signal, name), _too_early)
     if not _several:
-        for name in {"SIGTERM", "SIGUSR1"} & {*dir(signal)}:
-            signal.signal(getattr(signal, name), _too_early)
         return
     signal.signal(signal.SIGTERM, _terminated)
     # Python hears a signal only between its own steps, not while torch waits for other processes.

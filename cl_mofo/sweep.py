@@ -24,7 +24,7 @@ from cl_mofo.config import SWEEP, DataConfig, Recipe
 from cl_mofo.data.plan import plan_tasks
 from cl_mofo.data.suites import load_suite
 from cl_mofo.discovery import registry
-from cl_mofo.errors import OutOfMemoryError, TrainingError, UserError
+from cl_mofo.errors import OutOfMemoryError, StoppedError, TrainingError, UserError
 from cl_mofo.expansion import Sweep, read_sweep, strategy_of
 from cl_mofo.folder import RECIPE, RunFolder
 from cl_mofo.mappings import merge
@@ -108,6 +108,9 @@ def _execute(
                     where = "" if says_all else f" ({type(error).__name__}; more in its run.log)"
                     failed.append(f"run {name}: {error}{where}")
                     observer.failed(error)
+                except (StoppedError, KeyboardInterrupt) as error:
+                    again = f"The command that began this goes on with all {len(runs)} runs"
+                    raise type(error)(f"{error}\n{again}" if str(error) else again) from None
                 gc.collect()  # the model and its optimizer are in cycles; the next needs the room
     observer.swept(root)
     if failed:

@@ -290,7 +290,10 @@ def test_an_interrupt_stops_all_runs_and_the_same_command_goes_on(tmp_path, monk
     told = capsys.readouterr()
     assert "run 1 of 2: sequential, seed 42\n" in told.out
     assert "run 2" not in told.out
-    assert told.err.endswith(f"To go on: cl-mofo resume {tmp_path}/sequential\n")
+    assert told.err.endswith(
+        f"To go on: cl-mofo resume {tmp_path}/sequential\n"
+        f"The command that began this goes on with all 2 runs\n"
+    )
     assert not json.loads((tmp_path / "sequential" / "results.json").read_text())["finished"]
     heard = Heard()
     run_sweep(read_request(str(file), strategy="sequential"), out=tmp_path, observer=heard)
