@@ -99,7 +99,7 @@ def test_the_command_line_is_killed_and_stopped_and_goes_on(tmp_path, monkeypatc
     assert code == 75
     assert told == (
         "cl-mofo: stopped by SIGTERM after step 2 of 2 on FOMC; checkpoint 00000002-00 is written. "
-        "To go on: cl-mofo resume run\n"
+        f"To go on: cl-mofo resume run --import {tmp_path}/slow.py\n"
     )
     monkeypatch.undo()
     cl_mofo.run(
