@@ -17,12 +17,13 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
+from cl_mofo import stopping
 from cl_mofo.errors import LostRankError, StoppedError
 
 PATIENCE = 3.0
 """Seconds in which one process waits for another's word."""
 GRACE = 25.0
-"""Seconds from a signal to the end, however it goes: less than torchrun's 30, when it kills."""
+"""Seconds from a signal to the end where a run is not yet, or no longer, able to save."""
 CAN_GO_ON = 75
 """The exit code of a run that was asked to end and can go on: EX_TEMPFAIL of sysexits.h."""
 TOLD = "cl_mofo/told"
@@ -85,13 +86,22 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end_late(heard: int) -> None:
-    """End the process if a signal has not ended it in time."""
+    """End the process if a signal has not ended it in time.
+
+    A run that will save and leave takes the time that it needs, unless it is asked again.
+    """
     endings = {signal.SIGINT: 130, signal.SIGTERM: CAN_GO_ON}
+    asked = 0.0
     while True:
         for number in os.read(heard, 1):
-            if number in endings:
-                time.sleep(GRACE)
-                os._exit(endings[signal.Signals(number)])
+            if number not in endings:
+                continue
+            now = time.monotonic()
+            if stopping.listening.is_set() and (not asked or now - asked < stopping.AGAIN):
+                asked = asked or now
+                continue
+            time.sleep(GRACE)
+            os._exit(endings[signal.Signals(number)])
 
 
 def end(

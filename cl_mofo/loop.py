@@ -57,7 +57,7 @@ from cl_mofo.memory import explained
 from cl_mofo.model import LanguageModel
 from cl_mofo.remedies import Remedies
 from cl_mofo.services import Services
-from cl_mofo.strategy import STEP_PHASES, Strategy, acts_after_a_task, in_order
+from cl_mofo.strategy import STEP_PHASES, Strategy, in_order
 from cl_mofo.update import refuse_broken_weights, update
 
 repair_torchvision()
@@ -224,9 +224,9 @@ class Loop(Services, SupervisedTemplate):
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         refuse_broken_weights(self)
-        self.finishing = True
-        if self.saver and any(acts_after_a_task(strategy) for strategy in self.strategies):
-            self.saver.save()  # what they do may take long, and may be left in between
+        if self.saver and any(strategy.long_end for strategy in self.strategies):
+            self.saver.save()
+            self.finishing = True
         with explained("strategies act after a task", self.remedies.holding):
             for strategy in self.strategies:
                 strategy.after_experience(self)

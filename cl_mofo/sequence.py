@@ -6,11 +6,9 @@ needs in checkpoints; from both it goes on where it was.
 
 from __future__ import annotations
 
-import math
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cl_mofo.checkpoint.room import check_room, room_for
@@ -23,16 +21,16 @@ from cl_mofo.data.benchmark import make_benchmark
 from cl_mofo.data.plan import TaskPlan
 from cl_mofo.data.suites import Suite
 from cl_mofo.engine import Engine
-from cl_mofo.errors import NotSavedError, TrainingError, UserError
+from cl_mofo.errors import NotSavedError, NotWrittenError, TrainingError
+from cl_mofo.evaluation.distance import distance
 from cl_mofo.examine import Examiner
-from cl_mofo.files import synchronise_all
 from cl_mofo.folder import RunFolder
 from cl_mofo.loop import Loop
 from cl_mofo.loopstate import taken_back
 from cl_mofo.memory import explained
 from cl_mofo.observer import Observer
+from cl_mofo.outcome import draw, save_model
 from cl_mofo.progress import Progress
-from cl_mofo.report import curves, heat_map, parse_results
 from cl_mofo.steplog import StepLog
 from cl_mofo.stopping import Stop, stopped
 from cl_mofo.strategy import Strategy
@@ -44,21 +42,6 @@ if TYPE_CHECKING:
 
 PROGRESS = "progress.json"
 STEPS = "steps.parquet"
-
-
-def distance(weights: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> float:
-    """Return the mean over parameter tensors of ||theta - theta_0|| / ||theta_0||.
-
-    MoFO paper (arXiv 2407.20999), appendix C.4. A tensor that starts at zero has no relative
-    change and is left out.
-    """
-    changes = []
-    for name, origin in start.items():
-        norm = origin.norm().item()
-        if norm > 0:
-            moved = (weights[name].to("cpu", origin.dtype) - origin).norm().item()
-            changes.append(moved / norm)
-    return math.fsum(changes) / len(changes)
 
 
 class TaskSequence:
@@ -139,12 +122,14 @@ class TaskSequence:
         self._restore(checkpoint, kept)
         try:
             return self._learn()
-        except TrainingError as error:
-            last = self.store.newest()
-            kept = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
-            raise type(error)(f"{error}. In {self.folder.path}, {kept}") from error
-        finally:
-            self.folder.write_metrics(self.steps.rows)
+        except BaseException as error:
+            with suppress(NotWrittenError):  # as on a full disk: the reason to stop says more
+                self.folder.write_metrics(self.steps.rows)
+            if isinstance(error, TrainingError):
+                last = self.store.newest()
+                kept = f"the last checkpoint is {last}" if last else "there is no checkpoint yet"
+                raise type(error)(f"{error}. In {self.folder.path}, {kept}") from error
+            raise
 
     def _check_room(self) -> None:
         recipe, trained = self.recipe, sum(self.loop.sizes.values())
@@ -198,10 +183,11 @@ class TaskSequence:
             if i + 1 == progress.learned and self._test(i + 1, tested):
                 self.observer.measured(self._write())
         if self.recipe.save_model:
-            self._save_model()
+            save_model(self.loop, folder)
+        folder.write_metrics(self.steps.rows)
         results = self._write()
         if self.ranks.first:
-            self._draw(results)
+            draw(results, folder)
         self.observer.finished(results, folder.path)
         folder.log.info("finished: OP %.2f", results["op"][-1])
         return results | {"folder": str(folder.path)}
@@ -279,32 +265,5 @@ class TaskSequence:
         self.folder.write_json("results.json", results)
         return results
 
-    def _save_model(self) -> None:
-        target = self.folder.path / "model"
-        partial = self.folder.path / "model.partial"
-        with self.loop.engine.whole() as module:
-            if not self.ranks.first:
-                return
-            try:
-                with self.folder.writing("model"):
-                    module.save_pretrained(partial, state_dict=self.loop.weights(module))
-                    self.language_model.tokenizer.save_pretrained(partial)
-                    shutil.rmtree(target, ignore_errors=True)
-                    os.replace(partial, target)
-                    for strategy in self.loop.strategies:
-                        strategy.export(self.loop, module, self.folder.path)
-                    synchronise_all(self.folder.path)  # the checkpoints go as soon as it is there
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-
     def _records(self) -> dict[str, Any]:
         return {s.name: record for s in self.loop.strategies if (record := s.record())}
-
-    def _draw(self, results: Mapping[str, Any]) -> None:
-        figures = self.folder.path / "figures"
-        parsed = parse_results(dict(results), self.folder.path / "results.json")
-        try:
-            heat_map(parsed, figures / "matrix.png")
-            curves([parsed], figures / "curves.png")
-        except UserError as error:  # no mistake of the user's, but of the disk
-            raise self.folder.not_written(str(error)) from error

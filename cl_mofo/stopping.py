@@ -23,6 +23,10 @@ AGAIN = 2.0
 had from a scheduler or a terminal."""
 
 
+listening = threading.Event()
+"""Set while a signal is heard by a run that will save and leave."""
+
+
 class Stop:
     """Whether a signal has asked to stop. The first is remembered, a second stops at once."""
 
@@ -41,9 +45,11 @@ class Stop:
         heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
         for number in heard:
             signal.signal(number, self._hear)
+        listening.set()
         try:
             yield
         finally:
+            listening.clear()
             for number in heard:
                 signal.signal(number, before[number])
 

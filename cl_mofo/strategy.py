@@ -61,6 +61,9 @@ class Strategy:
 
     name: ClassVar[str]
     phases: ClassVar[frozenset[str]] = frozenset()
+    long_end: ClassVar[bool] = False
+    """Whether `after_experience` may take as long as many steps: then a run is saved before it, and
+    may be left in it wherever it calls `Loop.replace_gradients`."""
 
     @dataclass(frozen=True)
     class Config:
@@ -229,11 +232,6 @@ def in_order(strategies: Iterable[Strategy], phases: Sequence[str]) -> tuple[Str
         return min((phases.index(p) for p in strategy.phases if p in phases), default=len(phases))
 
     return tuple(sorted(strategies, key=first))
-
-
-def acts_after_a_task(strategy: Strategy) -> bool:
-    """Tell whether a strategy does anything in `after_experience`."""
-    return type(strategy).after_experience is not Strategy.after_experience
 
 
 def settings(strategy: type[Strategy]) -> dict[str, Any]:

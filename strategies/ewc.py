@@ -96,6 +96,7 @@ class EWC(Strategy):
 
     name = "ewc"
     phases = frozenset({"penalty", "end"})
+    long_end = True
 
     @dataclass(frozen=True)
     class Config:

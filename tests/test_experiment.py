@@ -14,10 +14,10 @@ from cl_mofo.data.plan import plan_tasks
 from cl_mofo.discovery import registry
 from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.evaluation import ResultMatrix, score
+from cl_mofo.evaluation.distance import distance
 from cl_mofo.recipes import override, read_recipe, to_mapping
 from cl_mofo.report import load_results
 from cl_mofo.resolve import resolve
-from cl_mofo.sequence import distance
 
 TASKS = ["FOMC", "Py150", "20Minuten"]
 SMALL = override(

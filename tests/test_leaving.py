@@ -32,7 +32,7 @@ def test_it_is_left_in_between_and_ends_with_the_same_bits(tmp_path, monkeypatch
         return computed(*args)
 
     monkeypatch.setattr(loop, "replace_gradients", signalled)
-    left = "after the last step on FOMC, before its end; its checkpoint is written"
+    left = "after the last step on FOMC, before its end; checkpoint 00000002-00 is written"
     with pytest.raises(StoppedError, match=left):
         cl_mofo.run(RECIPE, out=tmp_path / "run")
     assert len(passes) == 3

@@ -31,12 +31,13 @@ class Saving(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-
         super().__init__()
         self.config, self.stop, self._save = config, stop, save
         self._last = time.monotonic()
+        self._told = ""
 
     def save(self) -> str:
         """Save now, on all ranks; the next is due a whole interval later."""
-        told = self._save()
+        self._told = self._save()
         self._last = time.monotonic()
-        return told
+        return self._told
 
     def after_training_iteration(self, strategy: Loop, **kwargs: Any) -> None:
         """Save if it is due; leave if that was asked for.
@@ -65,7 +66,7 @@ class Saving(SupervisedPlugin, supports_distributed=True):  # type: ignore[call-
         (asked,) = loop.engine.ranks.largest([self.stop.signal])
         if asked:
             where = f"after the last step on {loop.plan.task.name}, before its end"
-            raise stopped(asked, f"{where}; its checkpoint is written")
+            raise stopped(asked, f"{where}; {self._told}")
 
     def _due(self, strategy: Loop) -> bool:
         minutes, steps = self.config.every_minutes, self.config.every_steps

@@ -173,7 +173,8 @@ class Engine(ABC):
                 part.copy_(state["model"][name])
             for name, kept in self._moments().items():
                 for key, value in kept.items():
-                    if isinstance(value, Tensor):
+                    # A tensor that no step has moved has none, but in a row with others zeros.
+                    if isinstance(value, Tensor) and key in moments.get(name, {}):
                         value.copy_(moments[name][key])
         self._written()
 
