@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cl_mofo.checkpoint.store import FOLDER as CHECKPOINTS
 from cl_mofo.config import Recipe
 from cl_mofo.data.plan import TaskPlan, encoder_for
 from cl_mofo.data.records import Column, Splits
@@ -15,7 +14,7 @@ from cl_mofo.errors import TrainingError
 from cl_mofo.evaluation import mark_unfinished, score
 from cl_mofo.evaluation.generate import Answer, answer, answer_loss
 from cl_mofo.evaluation.journal import Journal, forget
-from cl_mofo.folder import RunFolder
+from cl_mofo.folder import CHECKPOINTS, RunFolder
 from cl_mofo.observer import Observer
 from cl_mofo.stopping import Stop, stopped
 

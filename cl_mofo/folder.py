@@ -36,6 +36,9 @@ from cl_mofo.untrusted import printable
 
 LOG = "run.log"
 RECIPE = "recipe.yaml"
+CHECKPOINTS = "checkpoints"
+PROGRESS = f"{CHECKPOINTS}/progress.json"
+"""What has been measured so far, with its checksum."""
 
 
 def hold(file: IO[Any], *, probe: bool = False) -> bool:

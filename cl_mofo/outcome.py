@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cl_mofo.errors import UserError
-from cl_mofo.files import synchronise_all
+from cl_mofo.files import PARTIAL, synchronise_all
 from cl_mofo.folder import RunFolder
 from cl_mofo.report import curves, heat_map, parse_results
 
@@ -22,7 +22,7 @@ def save_model(loop: Loop, folder: RunFolder) -> None:
     Raises:
         NotWrittenError: it cannot be written.
     """
-    target, partial = folder.path / "model", folder.path / "model.partial"
+    target, partial = folder.path / "model", folder.path / f"model{PARTIAL}"
     with loop.engine.whole() as module:
         if not loop.engine.ranks.first:
             return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cl_mofo.claim import clear, kept_recipe, manifest_of
 from cl_mofo.errors import UserError
 from cl_mofo.files import PARTIAL, DamagedError, read_checked
-from cl_mofo.folder import LOG, RECIPE, RunFolder, begun, holds_run
+from cl_mofo.folder import CHECKPOINTS, LOG, PROGRESS, RECIPE, RunFolder, begun, holds_run
 from cl_mofo.identity import compare, dotted, others
 from cl_mofo.manifest import now
 from cl_mofo.observer import Observer
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from cl_mofo.checkpoint.store import Checkpoint
     from cl_mofo.config import Recipe
     from cl_mofo.engine.ranks import Ranks
-
-CHECKPOINTS = "checkpoints"
-PROGRESS = f"{CHECKPOINTS}/progress.json"
-"""What has been measured so far, with its checksum."""
 
 
 @dataclass(frozen=True)

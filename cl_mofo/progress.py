@@ -118,7 +118,7 @@ class Progress:
     ) -> dict[str, Any]:
         """Return `results.json` up to the last whole row (docs/architecture.md)."""
         tasks = [plan.task.name for plan in plans]
-        known = Progress.from_json(copy.deepcopy(self.to_json()), len(tasks))
+        known = copy.deepcopy(self)
         known.back_to(self.measured)
         measured = recipe.evaluation.initial and None not in self.scores[0]
         initial = self.scores[0] if measured else None

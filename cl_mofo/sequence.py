@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from cl_mofo.checkpoint.room import check_room, room_for
 from cl_mofo.checkpoint.rows import read_rows, written_rows
 from cl_mofo.checkpoint.saving import Saving
-from cl_mofo.checkpoint.store import FOLDER as CHECKPOINTS
 from cl_mofo.checkpoint.store import Checkpoint, Store, name_of
 from cl_mofo.config import Recipe
 from cl_mofo.data.benchmark import make_benchmark
@@ -24,7 +23,7 @@ from cl_mofo.engine import Engine
 from cl_mofo.errors import NotSavedError, NotWrittenError, TrainingError
 from cl_mofo.evaluation.distance import distance
 from cl_mofo.examine import Examiner
-from cl_mofo.folder import RunFolder
+from cl_mofo.folder import PROGRESS, RunFolder
 from cl_mofo.loop import Loop
 from cl_mofo.loopstate import taken_back
 from cl_mofo.memory import explained
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
     from cl_mofo.model import LanguageModel
 
-PROGRESS = "progress.json"
 STEPS = "steps.parquet"
 
 
@@ -255,7 +253,7 @@ class TaskSequence:
 
     def _keep_progress(self) -> None:
         kept = {"identity": dict(self.identity), "progress": self.progress.to_json()}
-        self.folder.write_checked(f"{CHECKPOINTS}/{PROGRESS}", kept)
+        self.folder.write_checked(PROGRESS, kept)
 
     def _write(self) -> dict[str, Any]:
         """Write `results.json` as far as the run has come, and return it."""

@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import cl_mofo
 from cl_mofo.errors import NotWrittenError, UserError
 from cl_mofo.mappings import merge
+from tests.locks import held
 from tests.small_run import STOP, At, goes_on, good
 from tests.soak import differences
 from tests.states import files_end_at
@@ -176,16 +176,7 @@ def test_a_folder_that_becomes_read_only_keeps_what_it_has(small_recipe, open_to
 
 
 def test_a_run_of_another_process_is_left_to_it_until_it_is_killed(stopped, small_recipe, whole):
-    script = (
-        "import fcntl, sys, time\n"
-        "file = open(sys.argv[1], 'a')\n"
-        "fcntl.flock(file, fcntl.LOCK_EX)\n"
-        "print('held', flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    arguments = [sys.executable, "-c", script, str(stopped / "run.log")]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
+    with held(stopped / "run.log") as other:
         for way in ({"resume": True}, {"overwrite": True}):
             with pytest.raises(UserError, match="another process is running this run"):
                 cl_mofo.run(small_recipe, out=stopped, **way)

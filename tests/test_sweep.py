@@ -1,8 +1,6 @@
 """Several runs from one recipe: how they run, and go on where they were stopped."""
 
 import json
-import subprocess
-import sys
 from io import StringIO
 
 import pytest
@@ -18,6 +16,7 @@ from cl_mofo.folder import RunFolder
 from cl_mofo.observer import Observer
 from cl_mofo.recipes import override, read_request
 from cl_mofo.sweep import run_sweep
+from tests.locks import held
 
 SMALL = {
     "data": {"suite": "trace-mini", "train_limit": 8, "test_limit": 4},
@@ -260,16 +259,7 @@ def test_a_run_that_runs_out_of_memory_stops_no_other(tmp_path, monkeypatch):
 def test_a_process_that_is_killed_frees_its_run(tmp_path):
     with claim(tmp_path / "mofo"):
         (lock,) = (tmp_path / ".locks").iterdir()
-    script = (
-        "import fcntl, sys, time\n"
-        "file = open(sys.argv[1], 'a')\n"
-        "fcntl.flock(file, fcntl.LOCK_EX)\n"
-        "print('held', flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    arguments = [sys.executable, "-c", script, str(lock)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
+    with held(lock) as other:
         with claim(tmp_path / "mofo") as free:
             assert not free
         other.kill()

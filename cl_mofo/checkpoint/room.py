@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cl_mofo.errors import UserError
+from cl_mofo.folder import CHECKPOINTS
 
 MOMENTS = 2
 """Tensors of a parameter's shape that Adam and its kin keep."""
@@ -48,7 +49,7 @@ def check_room(folder: Path, trained: int, parameters: int, keep: int, *, save_m
         UserError: naming what is needed at least, and what is free.
     """
     each = 4 * trained * (1 + MOMENTS)
-    there = sum(1 for _ in folder.glob("checkpoints/*/checkpoint.json"))
+    there = sum(1 for _ in folder.glob(f"{CHECKPOINTS}/*/checkpoint.json"))
     needed = each * max(1, keep + 1 - there) + (4 * parameters if save_model else 0)
     try:
         free = shutil.disk_usage(folder).free

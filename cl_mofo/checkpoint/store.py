@@ -28,9 +28,9 @@ from cl_mofo.files import (
     write_checked,
     write_whole,
 )
+from cl_mofo.folder import CHECKPOINTS
 from cl_mofo.parts import Span
 
-FOLDER = "checkpoints"
 INDEX = "checkpoint.json"
 FORMAT = 1
 _NAME = re.compile(r"(\d{8,12})-(\d{2,6})")
@@ -81,7 +81,7 @@ class Store:
     """
 
     def __init__(self, run: Path, ranks: Ranks, keep: int) -> None:
-        self._root, self._ranks, self._keep = run / FOLDER, ranks, keep
+        self._root, self._ranks, self._keep = run / CHECKPOINTS, ranks, keep
 
     def save(
         self,

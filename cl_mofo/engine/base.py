@@ -208,6 +208,17 @@ class Copy:
                 parameter.data = parameter.new_empty(0)
 
 
+def moments_of(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Parameter]
+) -> dict[str, Moments]:
+    """Return by name what an optimizer keeps of the parameters, as far as it lies here."""
+    return {
+        name: {key: local(value) for key, value in optimizer.state[parameter].items()}
+        for name, parameter in parameters.items()
+        if optimizer.state.get(parameter)
+    }
+
+
 def fill(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, Parameter],
@@ -220,13 +231,15 @@ def fill(
     optimizer.state.clear()
     for name, values in moments.items():
         parameter = parameters[name]
-        optimizer.state[parameter] = {key: _like(v, parameter) for key, v in values.items()}
+        part = local(parameter).shape
+        optimizer.state[parameter] = {k: like(v, parameter, part) for k, v in values.items()}
 
 
-def _like(value: Any, parameter: Parameter) -> Any:
+def like(value: Any, parameter: Tensor, part: torch.Size) -> Any:
+    """Return zeros of a parameter's shape for a value of its part's; any other value as it is."""
     if not isinstance(value, Tensor):
         return value
-    if value.shape == local(parameter).shape:
+    if value.shape == part:
         form = torch.contiguous_format
         return torch.zeros_like(parameter, dtype=value.dtype, memory_format=form)
     return value.to(parameter.device, copy=True)

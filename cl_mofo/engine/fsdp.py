@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.nn import Parameter
 
 from cl_mofo.config import EngineConfig
-from cl_mofo.engine.base import Copy, MakeOptimizer, Moments, fill
+from cl_mofo.engine.base import Copy, MakeOptimizer, Moments, fill, moments_of
 from cl_mofo.engine.ranks import Ranks
 from cl_mofo.engine.shared import SpreadEngine
 from cl_mofo.model import LanguageModel
@@ -89,11 +89,7 @@ class FSDPEngine(SpreadEngine):
             yield name, parameter.detach().to(self._device).full_tensor()
 
     def _moments(self) -> dict[str, Moments]:
-        return {
-            name: {key: local(value) for key, value in self.optimizer.state[parameter].items()}
-            for name, parameter in self._trainable.items()
-            if self.optimizer.state.get(parameter)
-        }
+        return moments_of(self.optimizer, self._trainable)
 
     def _make_moments(self, moments: Mapping[str, Moments]) -> None:
         fill(self.optimizer, self._trainable, moments)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from cl_mofo.engine.base import fill
+from cl_mofo.engine.base import fill, like, moments_of
 from cl_mofo.errors import UserError
 from cl_mofo.optim.shards import Piece, Shards
 
@@ -127,14 +127,7 @@ class Internals(ABC):
         for flat, pieces in self._pieces.values():
             for name, piece in pieces.items():
                 for key, value in moments.get(name, {}).items():
-                    made = value
-                    if isinstance(value, Tensor):
-                        of_parts = value.shape == (piece.numel,)
-                        made = (
-                            torch.zeros_like(flat, dtype=value.dtype)
-                            if of_parts
-                            else value.to(flat.device, copy=True)
-                        )
+                    made = like(value, flat, torch.Size([piece.numel]))
                     optimizer.state[flat].setdefault(key, made)
 
 
@@ -170,11 +163,7 @@ class Whole(Internals):
 
     def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
         """Return by name what the optimizer keeps of each tensor."""
-        return {
-            name: dict(optimizer.state[parameter])
-            for name, parameter in self.trainable.items()
-            if optimizer.state.get(parameter)
-        }
+        return moments_of(optimizer, self.trainable)
 
     def make_moments(
         self, optimizer: torch.optim.Optimizer, moments: Mapping[str, dict[str, Any]]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
-from cl_mofo.engine.base import Engine, MakeOptimizer, Moments, fill
+from cl_mofo.engine.base import Engine, MakeOptimizer, Moments, fill, moments_of
 from cl_mofo.model import LanguageModel
 
 
@@ -69,11 +69,7 @@ class SingleEngine(Engine):
         return nullcontext(self.module)
 
     def _moments(self) -> dict[str, Moments]:
-        return {
-            name: dict(self.optimizer.state[parameter])
-            for name, parameter in self._trainable.items()
-            if self.optimizer.state.get(parameter)
-        }
+        return moments_of(self.optimizer, self._trainable)
 
     def _make_moments(self, moments: Mapping[str, Moments]) -> None:
         fill(self.optimizer, self._trainable, moments)
