@@ -1,7 +1,7 @@
 """Time and memory of a training step on each engine, with AdamW and with MoFO.
 
-    python benchmarks/gpu/engines.py [--size 1.1b] [--device cuda] [--engines torch zero2 fsdp]
-    torchrun --standalone --nproc-per-node 2 benchmarks/gpu/engines.py --size small --device cpu \
+    python -m benchmarks.gpu.engines [--size 1.1b] [--device cuda] [--engines torch zero2 fsdp]
+    torchrun --standalone --nproc-per-node 2 -m benchmarks.gpu.engines --size small --device cpu \
         --engines zero0 zero1 zero2 zero3 fsdp
 
 A step is the loop's (cl_mofo/loop.py): micro-batches, the gradient's norm, clipping, the optimizer.
@@ -23,10 +23,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from held import per_parameter, storages
-from llama import SIZES, Size, random_batch, random_model
-from record import results_folder, write
 
+from benchmarks.gpu.held import per_parameter, storages
+from benchmarks.gpu.llama import SIZES, Size, random_batch, random_model
+from benchmarks.gpu.record import results_folder, write
 from cl_mofo.config import EngineConfig, OptimizerConfig
 from cl_mofo.data.batches import MicroBatch, unsupervised
 from cl_mofo.engine import Engine, make_engine

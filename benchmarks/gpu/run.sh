@@ -3,7 +3,7 @@
 #
 #     bash benchmarks/gpu/run.sh
 #
-# Each stage writes <stage>.json into RESULTS (by default OUT, else ./gpu-results): what it found,
+# Each stage writes <stage>.json into RESULTS (by default OUT, else docs/results/gpu): what it found,
 # and the date, hardware and versions. A stage that fails does not stop the others; the exit code
 # then is 1. Arguments go to every stage: `--size tiny --device cpu` tries all of it without a GPU.
 #
@@ -15,11 +15,10 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 
-here=$PWD/benchmarks/gpu
 [[ -x .venv/bin/python ]] && default=$PWD/.venv/bin/python || default=python3
 python=${PYTHON:-$default}
 wheels=${WHEELS:-wheels}
-export RESULTS=${RESULTS:-${OUT:-gpu-results}}
+export RESULTS=${RESULTS:-${OUT:-docs/results/gpu}}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} TOKENIZERS_PARALLELISM=false PIP_ROOT_USER_ACTION=ignore
 mkdir -p "$RESULTS" || exit 1
 
@@ -43,7 +42,7 @@ stage() { # stage NAME SECONDS [ARGUMENT...]
     local name=$1 seconds=$2 began=$SECONDS
     shift 2
     echo "== $name"
-    timeout "$seconds" "$python" "$here/$name.py" "$@" || { echo "== $name failed ($?)"; failed=1; }
+    timeout "$seconds" "$python" -m "benchmarks.gpu.$name" "$@" || { echo "== $name failed ($?)"; failed=1; }
     echo "== $name: $((SECONDS - began)) s"
 }
 

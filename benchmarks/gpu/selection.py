@@ -1,6 +1,6 @@
 """Whether MoFO selects on a GPU what the reference selects on a copy on the host.
 
-    python benchmarks/gpu/selection.py [--size 1.1b] [--device cuda]
+    python -m benchmarks.gpu.selection [--size 1.1b] [--device cuda]
 
 Of values with and without ties, by each of the selections there are; then of the momentum in steps
 of the optimizer, where the entries that moved are compared. A count of mismatching entries other
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from record import results_folder, write
 from torch import Tensor
 
+from benchmarks.gpu.record import results_folder, write
 from cl_mofo.config import EngineConfig
 from cl_mofo.engine.ranks import join
 from cl_mofo.optim import MoFO
