@@ -19,10 +19,11 @@ from torch import Tensor
 
 from cl_mofo.optim.nonfinite import GradientCheck
 from cl_mofo.optim.options import OPTIONS, check_options, check_parameter
+from cl_mofo.optim.paths import paths
 from cl_mofo.optim.selection import Share
 from cl_mofo.optim.shards import Shards, local, shards_of
-from cl_mofo.optim.step import move, new_state, update_moments, zero_moment
-from cl_mofo.optim.work import Work, selections
+from cl_mofo.optim.step import new_state, zero_moment
+from cl_mofo.optim.work import Work
 
 
 class MoFO(torch.optim.Optimizer):
@@ -77,6 +78,7 @@ class MoFO(torch.optim.Optimizer):
         check_options(defaults)
         self._unread: GradientCheck | None = None
         self._shards: dict[Tensor, Shards] = {}
+        self._paths = paths()
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -84,6 +86,7 @@ class MoFO(torch.optim.Optimizer):
         self._unread = None
         # torch calls this when it loads a state, too, and then what `shard` said still holds.
         self._shards = self.__dict__.get("_shards", {})
+        self._paths = paths()
 
     def shard(self, shards: Mapping[Tensor, Shards]) -> None:
         """Say what flat parameters hold, each of which is one partition otherwise.
@@ -133,7 +136,13 @@ class MoFO(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = [
-            Work(group, param, param.grad, self._shards.get(param) or shards_of(name, param))
+            Work(
+                group,
+                param,
+                param.grad,
+                self._shards.get(param) or shards_of(name, param),
+                self.state.get(param, {}),
+            )
             for group, name, param in self._parameters()
             if param.grad is not None
         ]
@@ -142,17 +151,18 @@ class MoFO(torch.optim.Optimizer):
                 name, layout = item.shards.pieces[0].name, item.grad.layout
                 raise RuntimeError(f"the gradient of {name} is {layout}; MoFO needs it dense")
         verdict = self._verdict(work)
-        rules, discards = [], []
         for item in work:
-            state = self.state[item.param]
-            if not state:
-                state.update(new_state(item.param))
-            undo = None if verdict is None else verdict.to(item.param.device, non_blocking=True)
-            discards.append(undo)
-            rules.append(update_moments(item.param, item.grad, state, item.options, undo))
-        selected = zip(work, rules, discards, selections(work, self.state), strict=True)
-        for item, rule, undo, chosen in selected:
-            move(item.param, self.state[item.param], item.options, rule, chosen, undo)
+            if not item.state:
+                item.state.update(new_state(item.param))
+                self.state[item.param] = item.state
+        for path in self._paths:
+            taken: list[Work] = []
+            left: list[Work] = []
+            for item in work:
+                (taken if path.takes(item) else left).append(item)
+            if taken:
+                path.step(taken, verdict)
+            work = left
         return loss
 
     def check(self) -> None:
