@@ -12,6 +12,7 @@ import torch
 
 from cl_mofo.config import Recipe
 from cl_mofo.data.batches import MicroBatch, micro_batches
+from cl_mofo.data.encoded import encode_records
 from cl_mofo.data.plan import TaskPlan, encoder_for
 from cl_mofo.data.records import Record
 from cl_mofo.data.tokenise import Example
@@ -46,7 +47,7 @@ class Services:
         """Encode records within a task's budgets; without one, of the task with the largest."""
         plan = plan or max(self.plans, key=lambda p: p.prompt_tokens + p.answer_tokens)
         encoder = encoder_for(self.language_model.tokenizer, plan, self.recipe)
-        return [encoder.encode(record["prompt"], record["answer"]) for record in records]
+        return list(encode_records(encoder, records))
 
     def micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
         """Split examples into forward passes, of which every rank gets its share."""

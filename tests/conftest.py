@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "CL_MOFO_CACHE" not in os.environ:  # workers and other processes of the tests share one
+    os.environ["CL_MOFO_CACHE"] = CACHE = tempfile.mkdtemp(prefix="cl-mofo-tests-")
+    OWNER = os.getpid()
+
+    @atexit.register
+    def _forget() -> None:
+        if os.getpid() == OWNER:  # and no fork of it
+            shutil.rmtree(CACHE, ignore_errors=True)
+
 
 import pytest
 import torch
