@@ -87,10 +87,10 @@ class Console(Observer):
         name = f"learn {loop.plan.task.name}"
         self._open(name, loop.total_steps, "loss  -  ", loop.step)
 
-    def skipped(self, loop: Loop, reason: str) -> None:
+    def skipped(self, loop: Loop, step: int, reason: str) -> None:
         """Say which step was skipped, and why."""
         self.console.print(
-            f"skipped step {loop.step} of {loop.total_steps} of {loop.plan.task.name}: {reason}",
+            f"skipped step {step} of {loop.total_steps} of {loop.plan.task.name}: {reason}",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -99,7 +99,7 @@ class Console(Observer):
     def stepped(self, loop: Loop) -> None:
         """Advance by a step."""
         rate = self._rate(loop.step_tokens)
-        self._advance(1, f"loss {loop.step_loss.item():.3f}  {rate}")
+        self._advance(1, f"loss {loop.heard_loss:.3f}  {rate}")
 
     def learned(self, loop: Loop) -> None:
         """Close the bar, and say how it went where no bar was seen."""
@@ -108,7 +108,7 @@ class Console(Observer):
             seconds = time.perf_counter() - self._began
             self.console.print(
                 f"learned {loop.plan.task.name}: {loop.step} steps, "
-                f"loss {loop.step_loss.item():.3f}, {seconds:.1f} s",
+                f"loss {loop.heard_loss:.3f}, {seconds:.1f} s",
                 highlight=False,
                 markup=False,
             )

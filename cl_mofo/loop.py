@@ -58,7 +58,7 @@ from cl_mofo.model import LanguageModel
 from cl_mofo.remedies import Remedies
 from cl_mofo.services import Services
 from cl_mofo.strategy import STEP_PHASES, Strategy, in_order
-from cl_mofo.update import refuse_broken_weights, update
+from cl_mofo.update import Outcome, refuse_broken_weights, settle, update, waits
 
 repair_torchvision()
 
@@ -139,7 +139,8 @@ class Loop(Services, SupervisedTemplate):
         self.begun = self.finishing = False
         self.saver: Saver | None = None
         self.resumed: Position | None = None
-        self.lr = self.grad_norm = 0.0
+        self.lr = self.grad_norm = self.heard_loss = 0.0
+        self.outcome: Outcome | None = None
         self.figures: dict[str, float] = {}
         self.step_loss = torch.zeros(())
         self.step_supervised = self.step_tokens = self.step_positions = 0
@@ -167,6 +168,7 @@ class Loop(Services, SupervisedTemplate):
             plugins=list(plugins),
             evaluator=evaluator or _no_metrics(),
         )
+        self.deferred = self.engine.leaves_steps and not waits(self.acting)
         if self.engine.ranks.rank:  # so far all drew the same; dropout must differ
             torch.manual_seed(recipe.seed + self.engine.ranks.rank)
 
@@ -178,6 +180,7 @@ class Loop(Services, SupervisedTemplate):
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that this rank needs to go on from here, between two steps."""
+        settle(self)
         return loop_state(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -223,6 +226,7 @@ class Loop(Services, SupervisedTemplate):
                 strategy.before_experience(self)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
+        settle(self)
         refuse_broken_weights(self)
         if self.saver and any(strategy.long_end for strategy in self.strategies):
             self.saver.save()

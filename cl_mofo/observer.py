@@ -30,8 +30,8 @@ class Observer:
     def learning(self, loop: Loop) -> None:
         """Hear that a task's first step is next."""
 
-    def skipped(self, loop: Loop, reason: str) -> None:
-        """Hear that the step just computed was not taken, and what of it was not finite."""
+    def skipped(self, loop: Loop, step: int, reason: str) -> None:
+        """Hear which step of the task, from 1, was not taken, and what of it was not finite."""
 
     def stepped(self, loop: Loop) -> None:
         """Hear that an optimizer step was taken, or skipped."""

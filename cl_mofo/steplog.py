@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from cl_mofo.observer import Observer
 
 if TYPE_CHECKING:
     from cl_mofo.loop import Loop
+    from cl_mofo.update import Outcome
 
 repair_torchvision()
 
@@ -29,7 +31,29 @@ class StepLog(SupervisedPlugin, supports_distributed=True):  # type: ignore[call
     def __init__(self, observer: Observer) -> None:
         super().__init__()
         self.observer = observer
-        self.rows: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._due: tuple[Loop, Outcome] | None = None
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far, of which the last may have to be waited for."""
+        self._complete()
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        self._rows, self._due = rows, None
+
+    def _complete(self) -> None:
+        """Fill in what the device had still to tell of the last row, and tell if it was skipped."""
+        if self._due is None:
+            return
+        (loop, outcome), self._due = self._due, None
+        loss, norm = outcome.read()
+        fault = outcome.fault
+        self._rows[-1] |= {"loss": loss, "grad_norm": norm, "skipped": int(fault is not None)}
+        if fault is not None:
+            self.observer.skipped(loop, outcome.step + 1, fault)
 
     def before_training_exp(self, strategy: Loop, **kwargs: Any) -> None:
         """Tell that a task begins."""
@@ -41,6 +65,7 @@ class StepLog(SupervisedPlugin, supports_distributed=True):  # type: ignore[call
 
     def after_training_iteration(self, strategy: Loop, **kwargs: Any) -> None:
         """Keep a row and tell of the step."""
+        assert strategy.outcome is not None
         self.rows.append(
             {
                 "task": strategy.plan.task.name,
@@ -49,9 +74,9 @@ class StepLog(SupervisedPlugin, supports_distributed=True):  # type: ignore[call
                 "step": strategy.step,
                 "global_step": strategy.global_step,
                 "lr": strategy.lr,
-                "loss": strategy.step_loss.item(),
-                "grad_norm": strategy.grad_norm,
-                "skipped": int(strategy.fault is not None),
+                "loss": math.nan,
+                "grad_norm": math.nan,
+                "skipped": 0,
                 "supervised": strategy.step_supervised,
                 "tokens": strategy.step_tokens,
                 "positions": strategy.step_positions,
@@ -59,10 +84,12 @@ class StepLog(SupervisedPlugin, supports_distributed=True):  # type: ignore[call
                 **strategy.figures,
             }
         )
-        if strategy.fault is not None:
-            self.observer.skipped(strategy, strategy.fault)
+        self._due = strategy, strategy.outcome
+        if strategy.outcome.heard:
+            self._complete()
         self.observer.stepped(strategy)
 
     def after_training_exp(self, strategy: Loop, **kwargs: Any) -> None:
         """Tell that a task is learned."""
+        self._complete()
         self.observer.learned(strategy)

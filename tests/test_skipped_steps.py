@@ -46,7 +46,8 @@ class Heard(Observer):
     def __init__(self):
         self.told = []
 
-    def skipped(self, loop, reason):
+    def skipped(self, loop, step, reason):
+        assert step == loop.step
         self.told.append((loop.global_step, reason))
 
 

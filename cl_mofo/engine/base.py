@@ -103,9 +103,19 @@ class Engine(ABC):
         for name, parameter in self.trainable.items():
             parameter.requires_grad_(name not in names)
 
+    @property
+    def leaves_steps(self) -> bool:
+        """Whether `step` takes `unless`, and the host would have to wait for what it says."""
+        return False
+
     @abstractmethod
-    def step(self) -> None:
-        """Let the optimizer take its step, and forget the gradients."""
+    def step(self, unless: Tensor | None = None) -> None:
+        """Let the optimizer take its step, and forget the gradients.
+
+        Args:
+            unless: bool [], on the device; where it is true nothing changes. Only where the engine
+                `leaves_steps`.
+        """
 
     def fresh_optimizer(self) -> None:
         """Forget the optimizer's moments."""

@@ -77,7 +77,7 @@ class FSDPEngine(SpreadEngine):
         """Let steps move all but these; their gradients are computed, and dropped."""
         self.frozen = names
 
-    def step(self) -> None:
+    def step(self, unless: Tensor | None = None) -> None:
         """Let the optimizer take its step."""
         for name in self.frozen:
             self._trainable[name].grad = None

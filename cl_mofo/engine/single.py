@@ -13,13 +13,16 @@ from torch.nn.utils import get_total_norm
 from cl_mofo.engine.base import Engine, MakeOptimizer, Moments, fill, moments_of
 from cl_mofo.model import LanguageModel
 
+TAKES_FOUND_INF = "_step_supports_amp_scaling"
+"""By this torch's optimizers say that they read `found_inf`, which `torch.amp.GradScaler` sets."""
+
 
 class SingleEngine(Engine):
     """Everything whole, on one device."""
 
     def prepare(self, language_model: LanguageModel, make_optimizer: MakeOptimizer) -> None:
         """Make the optimizer; the model is left as it is."""
-        self.module = language_model.module
+        self.module, self._device = language_model.module, language_model.device
         named = self.module.named_parameters()
         self._trainable = {name: p for name, p in named if p.requires_grad}
         self._make_optimizer = make_optimizer
@@ -56,9 +59,23 @@ class SingleEngine(Engine):
         """Return the Euclidean norm [] of all gradients together."""
         return get_total_norm(list(self.gradients().values()))
 
-    def step(self) -> None:
+    @property
+    def leaves_steps(self) -> bool:
+        """Whether an accelerator computes, with an optimizer that takes torch's `found_inf`."""
+        optimizer: Any = self.optimizer
+        return self._device.type != "cpu" and getattr(optimizer, TAKES_FOUND_INF, False)
+
+    def step(self, unless: Tensor | None = None) -> None:
         """Let the optimizer take its step; gradients stay until the next batch."""
-        self.optimizer.step()
+        if unless is None:
+            self.optimizer.step()
+            return
+        optimizer: Any = self.optimizer
+        optimizer.grad_scale, optimizer.found_inf = None, unless.float()
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
 
     def fresh_optimizer(self) -> None:
         """Make the optimizer anew."""

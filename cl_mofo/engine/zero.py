@@ -134,7 +134,7 @@ class DeepSpeedEngine(SpreadEngine):
                 f"{min(names)} is to be kept out of a step, which {self.holds_no_tensor_back}"
             )
 
-    def step(self) -> None:
+    def step(self, unless: Tensor | None = None) -> None:
         """Let the optimizer take its step."""
         self._engine.step()
 
