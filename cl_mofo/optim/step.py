@@ -58,11 +58,21 @@ def update_moments(
         step = state["step"].add_(1).item()
     else:
         step = state["step"].add_(~discard).double()
-    names = ("lr", "betas", "eps", "weight_decay")
-    rule = AdamW.at(step, **{name: group[name] for name in names})
+    rule = rule_of(step, group)
     for m, v, g in _chunks(param, *_moments(state), local(grad).reshape(-1)):
         rule.update_moments(m, v, g.to(m.dtype), discard)
     return rule
+
+
+def rule_of(step: float | Tensor, group: dict[str, Any]) -> AdamW:
+    """Return how entries move in step number `step`, with a parameter group's options."""
+    return AdamW.at(
+        step,
+        lr=group["lr"],
+        betas=group["betas"],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+    )
 
 
 def move(
