@@ -3,12 +3,14 @@
     python -m benchmarks.scoring [--model PATH] [--data TRACE] [--examples 16]
 
 TRACE's way is transformers' `generate` on batches of 4 in the data's order, padded on the left,
-with up to 512 new tokens for every task (greedy here, to be comparable; TRACE itself samples
-at temperature 0.1). Ours is `cl_mofo.evaluation.generate.answer` with the recipe's defaults. Both
-get the same prompt tokens and the same model, in float32, task by task in turns. The model is first
-fine-tuned for a moment on all tasks at once, for one that has learned nothing does not end its
-answers. Of every task the headline metric is compared, over the answers that both ways ended, and
-their texts one by one; an answer that ours left unfinished is at its task's budget.
+with up to 512 new tokens for every task (greedy here, to be comparable; TRACE itself samples at
+temperature 0.1). Ours is what a run does after a task (`cl_mofo.examine.Examiner`) with the
+recipe's defaults, and with `evaluation.metrics=headline`; without losses and cache. All get the
+same prompt tokens and the same model, in float32, task by task in turns, and the time includes the
+metrics. The model is first fine-tuned for a moment on all tasks at once, for one that has learned
+nothing does not end its answers. Headline scores and texts are compared over the answers that both
+ways ended; an answer that ours left unfinished is at its task's budget, or was settled before its
+end.
 
 Takes 10 s for `tiny`; for SmolLM2-135M on trace-500 with 16 examples of a task, 8 minutes on 2
 cores, 2 of them fine-tuning.
@@ -16,8 +18,10 @@ cores, 2 of them fine-tuning.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,53 +30,111 @@ from benchmarks.contenders import Batch, Plain
 from benchmarks.record import record
 from benchmarks.setting import Setting, changed, parser, setting
 from benchmarks.timing import seconds
+from cl_mofo.config import EvaluationConfig
 from cl_mofo.data.plan import TaskPlan, encoder_for, plan_tasks
-from cl_mofo.data.tokenise import Encoder
 from cl_mofo.discovery import registry
+from cl_mofo.engine import Ranks
 from cl_mofo.evaluation import mark_unfinished, score
-from cl_mofo.evaluation.generate import Answer, answer
+from cl_mofo.examine import Examiner
+from cl_mofo.folder import NoFolder
 from cl_mofo.model import LanguageModel
+from cl_mofo.observer import Observer
+from cl_mofo.stopping import Stop
 
-TRACE, OURS = "TRACE's way", "ours"
+TRACE, OURS, HEADLINE = "TRACE's way", "ours", "ours, headline alone"
 BATCH, NEW_TOKENS = 4, 512
 
-Way = Callable[[LanguageModel, Encoder, Sequence[str]], list[Answer]]
+
+@dataclass(frozen=True)
+class Said:
+    """An answer: whether it was generated as far as it is needed, and its tokens."""
+
+    text: str
+    finished: bool
+    tokens: int
 
 
-def trace_way(model: LanguageModel, encoder: Encoder, prompts: Sequence[str]) -> list[Answer]:
-    """Answer in batches of four as they come, each until its last answer ends."""
-    from transformers import GenerationConfig
+Way = Callable[[int], list[Said]]
+"""From a task's number to the answers to its test set, which it has also scored."""
 
-    config = GenerationConfig(
-        max_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        eos_token_id=encoder.eos,
-        pad_token_id=encoder.eos,
-    )
-    answers = []
-    for start in range(0, len(prompts), BATCH):
-        rows = [encoder.prompt(prompt) for prompt in prompts[start : start + BATCH]]
-        width = max(map(len, rows))
-        ids = torch.tensor([[encoder.eos] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        with torch.no_grad(), model.autocast():
-            out = model.module.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
+
+class TraceWay:
+    """Answer in batches of four as they come, each until its last answer ends; then score."""
+
+    def __init__(self, made: Setting, model: LanguageModel, new_tokens: int) -> None:
+        self.made, self.model, self.new_tokens = made, model, new_tokens
+
+    def __call__(self, task: int) -> list[Said]:
+        plan = self.made.plans[task]
+        rows = self.made.suite.records[plan.task.name]["test"]
+        encoder = encoder_for(self.model.tokenizer, plan, self.made.recipe)
+        said: list[Said] = []
+        for start in range(0, len(rows), BATCH):
+            prompts = [encoder.prompt(row["prompt"]) for row in rows[start : start + BATCH]]
+            for ids in self._generated(prompts, encoder.eos):
+                ended = encoder.eos in ids
+                tokens = ids.index(encoder.eos) + 1 if ended else len(ids)
+                said.append(Said(encoder.decode(ids), ended, tokens))
+        headline(plan, said, rows)
+        return said
+
+    def _generated(self, prompts: list[list[int]], eos: int) -> list[list[int]]:
+        from transformers import GenerationConfig
+
+        config = GenerationConfig(
+            max_new_tokens=self.new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=eos
+        )
+        width = max(map(len, prompts))
+        ids = torch.tensor([[eos] * (width - len(row)) + row for row in prompts])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+        with torch.no_grad(), self.model.autocast():
+            out = self.model.module.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
                 generation_config=config,
             )
-        for generated in out[:, width:].tolist():
-            ended = encoder.eos in generated
-            tokens = generated.index(encoder.eos) + 1 if ended else len(generated)
-            answers.append(Answer(encoder.decode(generated), ended, tokens))
-    return answers
+        found: list[list[int]] = out[:, width:].tolist()
+        return found
 
 
-def ways(made: Setting) -> dict[str, Way]:
-    def ours(model: LanguageModel, encoder: Encoder, prompts: Sequence[str]) -> list[Answer]:
-        return answer(model, encoder, prompts, made.recipe.evaluation)
+class Kept(NoFolder):
+    """Keeps the answers instead of writing them."""
 
-    return {TRACE: trace_way, OURS: ours}
+    said: list[Said]
+
+    def write_predictions(self, after: str, task: str, rows: Any) -> None:
+        self.said = [
+            Said(row["prediction"], row["finished"] or row.get("settled", False), row["tokens"])
+            for row in rows
+        ]
+
+
+class OurWay:
+    """Answer and score as a run does."""
+
+    def __init__(self, made: Setting, model: LanguageModel, folder: Path, *settings: str) -> None:
+        self.model, self.folder = model, Kept(folder)
+        recipe = changed(made.recipe, ["evaluation.losses=false", *settings])
+        records = made.suite.records
+        self.examiner = Examiner(
+            recipe, made.plans, records, self.folder, Observer(), Ranks(), Stop()
+        )
+
+    def __call__(self, task: int) -> list[Said]:
+        self.examiner.test(self.model, 0, task)
+        self.examiner.kept(0, task)
+        return self.folder.said
+
+
+def ways(made: Setting, model: LanguageModel, folder: Path, new_tokens: int) -> dict[str, Way]:
+    uncached = ["evaluation.cache=false"] if "cache" in EvaluationConfig.model_fields else []
+    found: dict[str, Way] = {
+        TRACE: TraceWay(made, model, new_tokens),
+        OURS: OurWay(made, model, folder, *uncached),
+    }
+    if "metrics" in EvaluationConfig.model_fields:
+        found[HEADLINE] = OurWay(made, model, folder, *uncached, "evaluation.metrics=headline")
+    return found
 
 
 def tune(made: Setting, steps: int) -> LanguageModel:
@@ -96,54 +158,51 @@ def tune(made: Setting, steps: int) -> LanguageModel:
     return replace(plain.model, compute_dtype=torch.float32)
 
 
-def measure(made: Setting, model: LanguageModel) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Answer all tasks in all ways; return the rows of the ways, and further tables."""
+def measure(
+    made: Setting, model: LanguageModel, new_tokens: int = NEW_TOKENS
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Answer all tasks in all ways; return the rows of the ways, and those of the tasks."""
     by_task = []
-    for number, plan in enumerate(made.plans):
-        rows = made.suite.records[plan.task.name]["test"]
-        prompts = [row["prompt"] for row in rows]
-        encoder = encoder_for(model.tokenizer, plan, made.recipe)
-        contenders = ways(made)
-        in_turn = list(contenders) if number % 2 == 0 else list(contenders)[::-1]
-        found: dict[str, tuple[float, list[Answer]]] = {}
-        for name in in_turn:
-            found[name] = timed(contenders[name], model, encoder, prompts)
-        for name in contenders:
-            taken, answers = found[name]
-            by_task.append(
-                {
-                    "task": plan.task.name,
-                    "name": name,
-                    "examples": len(rows),
-                    "seconds": taken,
-                    "tokens": sum(each.tokens for each in answers),
-                    "unfinished": sum(not each.finished for each in answers),
-                    "headline score": headline(plan, answers, rows),
-                    **agreement(plan, found[TRACE][1], answers, rows),
-                }
-            )
-    return totals(by_task), {"By task": by_task}
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = ways(made, model, Path(folder), new_tokens)
+        for task, plan in enumerate(made.plans):
+            rows = made.suite.records[plan.task.name]["test"]
+            in_turn = list(contenders) if task % 2 == 0 else list(contenders)[::-1]
+            found = {name: timed(contenders[name], task) for name in in_turn}
+            for name in contenders:
+                taken, said = found[name]
+                by_task.append(
+                    {
+                        "task": plan.task.name,
+                        "name": name,
+                        "examples": len(rows),
+                        "seconds": taken,
+                        "tokens": sum(each.tokens for each in said),
+                        "unfinished": sum(not each.finished for each in said),
+                        "headline score": headline(plan, said, rows),
+                        **agreement(plan, found[TRACE][1], said, rows),
+                    }
+                )
+    return totals(by_task), by_task
 
 
-def timed(
-    way: Way, model: LanguageModel, encoder: Encoder, prompts: Sequence[str]
-) -> tuple[float, list[Answer]]:
-    done: list[list[Answer]] = []
-    taken = seconds(lambda: done.append(way(model, encoder, prompts)))
+def timed(way: Way, task: int) -> tuple[float, list[Said]]:
+    done: list[list[Said]] = []
+    taken = seconds(lambda: done.append(way(task)))
     return taken, done[0]
 
 
-def headline(plan: TaskPlan, answers: Sequence[Answer], rows: Sequence[Any]) -> float:
+def headline(plan: TaskPlan, said: Sequence[Said], rows: Sequence[Any]) -> float:
     references = [row["answer"] for row in rows]
     texts = mark_unfinished(
-        [each.text for each in answers], [each.finished for each in answers], references
+        [each.text for each in said], [each.finished for each in said], references
     )
     sources = [row["prompt"] for row in rows] if plan.task.needs_sources else None
     return score(plan.task, texts, references, sources)[plan.task.headline]
 
 
 def agreement(
-    plan: TaskPlan, theirs: Sequence[Answer], ours: Sequence[Answer], rows: Sequence[Any]
+    plan: TaskPlan, theirs: Sequence[Said], ours: Sequence[Said], rows: Sequence[Any]
 ) -> dict[str, Any]:
     """Return what the answers that both ended have in common: the score, and which texts not."""
     both = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a.finished * b.finished]
@@ -201,8 +260,8 @@ def main() -> None:
     if arguments.tasks:
         assignments.append(f"tasks.only=[{', '.join(arguments.tasks)}]")
     made = setting(arguments.model, arguments.data, assignments, device=arguments.device)
-    rows, more = measure(made, tune(made, arguments.tune_steps))
-    record("scoring", vars(arguments), rows, more=more, out=arguments.out)
+    rows, by_task = measure(made, tune(made, arguments.tune_steps))
+    record("scoring", vars(arguments), rows, more={"By task": by_task}, out=arguments.out)
 
 
 if __name__ == "__main__":
