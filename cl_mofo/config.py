@@ -206,7 +206,15 @@ class EvaluationConfig(Section):
     """Also record the mean loss per answer token on the test sets."""
     distance: bool = True
     """Also record the distance to the initial weights (keeps a copy of them on the host)."""
+    metrics: Literal["all", "headline"] = "all"
+    """All metrics of each task, or its headline one alone: then an answer is generated only until
+    its task says that the headline metric is settled. The headline scores are the same."""
+    cache: bool = True
+    """Take answers from the user's cache where the same weights have answered the same test set in
+    the same way, and keep them there (docs/architecture.md)."""
     batch_size: PositiveInt = 16
+    """A batch has at most as many tokens as so many examples of a task's full budgets; of short
+    prompts, more are answered at a time."""
     decoding: Literal["greedy", "sample"] = "greedy"
     temperature: Annotated[Number, Field(gt=0)] = 1.0
     top_k: PositiveInt | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from cl_mofo.config import Recipe
@@ -11,12 +12,16 @@ from cl_mofo.data.plan import TaskPlan, encoder_for
 from cl_mofo.data.records import Column, Splits
 from cl_mofo.engine.ranks import Ranks
 from cl_mofo.errors import TrainingError
-from cl_mofo.evaluation import mark_unfinished, score
-from cl_mofo.evaluation.generate import Answer, answer, answer_loss
+from cl_mofo.evaluation import answer_cache, mark_unfinished, score
+from cl_mofo.evaluation.answers import Answer, mean_loss
+from cl_mofo.evaluation.decoding import fits
+from cl_mofo.evaluation.generate import answer
 from cl_mofo.evaluation.journal import Journal, forget
+from cl_mofo.evaluation.losses import answer_loss
 from cl_mofo.folder import CHECKPOINTS, RunFolder
 from cl_mofo.observer import Observer
 from cl_mofo.stopping import Stop, stopped
+from cl_mofo.task import Settled
 
 if TYPE_CHECKING:
     from cl_mofo.model import LanguageModel
@@ -47,6 +52,8 @@ class Examiner:
     ) -> None:
         self.recipe, self.plans, self.records = recipe, plans, records
         self.folder, self.observer, self.ranks, self.stop = folder, observer, ranks, stop
+        self._weights: dict[int, str] = {}
+        self._told = False
 
     def after(self, learned: int) -> str:
         """Return the name of the state after so many tasks, as of a folder."""
@@ -64,11 +71,90 @@ class Examiner:
             TrainingError: the loss is not finite.
             StoppedError, KeyboardInterrupt: a signal asks to leave; the answers so far are kept.
         """
+        settings, task = self.recipe.evaluation, self.plans[j].task
+        rows = self.records[task.name][settings.split]
+        self.observer.answering(self.plans[j], len(rows), learned)
+        answers, loss = self._answers(language_model, learned, j)
+        prompts, references = Column(rows, "prompt"), Column(rows, "answer")
+        texts = mark_unfinished(
+            [a.text for a in answers], [a.finished or a.settled for a in answers], references
+        )
+        metrics = score(task, texts, references, prompts if task.needs_sources else None)
+        if loss is not None and not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss on {task.name} is {loss}: the model is broken. Lower optimizer.lr"
+            )
+        headline = settings.metrics == "headline"
+        self.folder.write_predictions(
+            self.after(learned),
+            task.name,
+            (
+                {
+                    "index": i,
+                    "prediction": a.text,
+                    "reference": reference,
+                    "finished": a.finished,
+                    "tokens": a.tokens,
+                }
+                | ({"settled": a.settled} if headline else {})
+                for i, (a, reference) in enumerate(zip(answers, references, strict=True))
+            ),
+        )
+        return ({task.headline: metrics[task.headline]} if headline else metrics), loss
+
+    def _answers(
+        self, language_model: LanguageModel, learned: int, j: int
+    ) -> tuple[list[Answer], float | None]:
+        """Return the answers to task j and the mean loss on it, generated or from the cache."""
+        task = self.plans[j].task
+        rows = self.records[task.name][self.recipe.evaluation.split]
+        key = self._key(language_model, learned, j) if self.ranks.first else None
+        found = answer_cache.find(key, len(rows)) if key else None
+        told = self.ranks.agree(found and [[astuple(a) for a in found[0]], found[1]])
+        if told:
+            self.folder.log.info("answers to %s are from the cache", task.name)
+            self.observer.answered(len(rows), 0)
+            return [Answer.of(row) for row in told[0]], told[1]
+        answers, loss = self._generated(language_model, learned, j)
+        if key:
+            answer_cache.keep(key, answers, loss)
+        return answers, loss
+
+    def _key(self, language_model: LanguageModel, learned: int, j: int) -> str | None:
+        settings = self.recipe.evaluation
+        if not settings.cache:
+            return None
+        if learned not in self._weights:
+            self._weights = {learned: answer_cache.weights_digest(language_model.module)}
+        told = settings.model_dump(exclude={"split", "tasks", "initial", "distance", "cache"})
+        if settings.decoding == "sample":
+            told["seed"] = self._seed(learned, j)
+        return answer_cache.key_of(
+            language_model,
+            self._weights[learned],
+            encoder_for(language_model.tokenizer, self.plans[j], self.recipe),
+            answer_cache.records_digest(self.records[self.plans[j].task.name][settings.split]),
+            told,
+            self._settled(j),
+        )
+
+    def _settled(self, j: int) -> Settled | None:
+        return self.plans[j].task.settled if self.recipe.evaluation.metrics == "headline" else None
+
+    def _seed(self, learned: int, j: int) -> int:
+        return self.recipe.seed + 1000 * learned + j
+
+    def _generated(
+        self, language_model: LanguageModel, learned: int, j: int
+    ) -> tuple[list[Answer], float | None]:
         settings, plan = self.recipe.evaluation, self.plans[j]
         rows = self.records[plan.task.name][settings.split]
-        prompts, references = Column(rows, "prompt"), Column(rows, "answer")
         encoder = encoder_for(language_model.tokenizer, plan, self.recipe)
         journal = self._journal(learned, j)
+        if not (self._told or fits(language_model.module)):
+            kind = type(language_model.module).__name__
+            self.folder.log.info("answers of %s are generated by transformers", kind)
+        self._told = True
 
         def keep(answers: Mapping[int, Answer]) -> None:
             with self.folder.writing(f"{CHECKPOINTS}/{journal.name}"):
@@ -79,46 +165,24 @@ class Examiner:
             if self.ranks.count == 1 or self.stop.overdue:
                 self.leave_if_asked(self.stop.signal, j)
 
-        self.observer.answering(plan, len(rows), learned)
         answers = answer(
             language_model,
             encoder,
-            prompts,
+            rows,
             settings,
-            seed=self.recipe.seed + 1000 * learned + j,
+            seed=self._seed(learned, j),
+            settled=self._settled(j),
             advance=advance,
             ranks=self.ranks,
             known=journal.known(len(rows)),
             keep=keep,
         )
-        texts = mark_unfinished(
-            [a.text for a in answers], [a.finished for a in answers], references
-        )
-        sources = prompts if plan.task.needs_sources else None
-        metrics = score(plan.task, texts, references, sources)
-        loss = None
-        if settings.losses:
+        if not settings.losses:
+            return answers, None
+        loss = mean_loss(answers)
+        if loss is None:
             loss = answer_loss(language_model, encoder, rows, settings, self.ranks)
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss on {plan.task.name} is {loss}: the model is broken. Lower "
-                    f"optimizer.lr"
-                )
-        self.folder.write_predictions(
-            self.after(learned),
-            plan.task.name,
-            (
-                {
-                    "index": i,
-                    "prediction": a.text,
-                    "reference": reference,
-                    "finished": a.finished,
-                    "tokens": a.tokens,
-                }
-                for i, (a, reference) in enumerate(zip(answers, references, strict=True))
-            ),
-        )
-        return metrics, loss
+        return answers, loss
 
     def kept(self, learned: int, j: int) -> None:
         """Hear that what a test showed is kept: its answers so far are needed no more."""

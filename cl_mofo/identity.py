@@ -14,8 +14,8 @@ from cl_mofo.manifest import versions
 from cl_mofo.recipes import to_mapping
 from cl_mofo.strategy import parse_names
 
-KEPT = ("checkpoint.", "save_model", "training.max_skipped_steps")
-"""Keys that say what is kept of a run, and when it gives up."""
+KEPT = ("checkpoint.", "save_model", "training.max_skipped_steps", "evaluation.cache")
+"""Keys that say what is kept of a run, or taken from what was, and when it gives up."""
 FREE = ("engine.", "model.device", "model.gradient_checkpointing")
 """Keys that say how a run is computed, not what."""
 FREE_BY_CONTENT = (

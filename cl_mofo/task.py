@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 Measure = Callable[[Sequence[str], Sequence[str], Sequence[str] | None], Mapping[str, float]]
 """(predictions, references, sources) -> {metric: percent}; sources are the prompts, or None."""
+Settled = Callable[[str, str], bool]
+"""(answer so far, reference) -> whether what follows can change the headline metric no more."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Task:
         source: where the data come from.
         sample: one real record, `{"prompt": ..., "answer": ...}`.
         needs_sources: whether `measure` reads the prompts.
+        settled: with `evaluation.metrics=headline`, an answer is cut off as soon as
+            settled(answer so far, reference) is true: whatever would have followed, `measure` must
+            give the same headline metric for what there is then. It is asked after each token, with
+            whole characters only. None: answers are generated to their ends.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Task:
     source: str
     sample: Mapping[str, str]
     needs_sources: bool = False
+    settled: Settled | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cl_mofo.evaluation.metrics import accuracy
+from cl_mofo.evaluation.metrics import accuracy, differs
 from cl_mofo.task import Task
 
 
@@ -40,6 +40,7 @@ TASK = Task(
     prompt_tokens=1024,
     answer_tokens=16,  # one letter; the room shows what a model says instead
     measure=measure,
+    settled=differs,
     source="Zhao et al., ACL 2023; TRACE, arXiv 2310.06762",
     sample={
         "prompt": "判断以下文本对指定对象的态度，选择一项：A.支持，B.反对，C.中立。"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cl_mofo.evaluation.metrics import accuracy
+from cl_mofo.evaluation.metrics import accuracy, differs
 from cl_mofo.task import Task
 
 
@@ -39,6 +39,7 @@ TASK = Task(
     prompt_tokens=1024,
     answer_tokens=16,  # one letter; the room shows what a model says instead
     measure=measure,
+    settled=differs,
     source="Shah et al., ACL 2023; TRACE, arXiv 2310.06762",
     sample={
         "prompt": "What is the monetary policy stance for the following text? A. dovish, "

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cl_mofo.evaluation.metrics import accuracy
+from cl_mofo.evaluation.metrics import accuracy, differs
 from cl_mofo.task import Task
 
 
@@ -38,6 +38,7 @@ TASK = Task(
     prompt_tokens=1024,
     answer_tokens=32,  # as NumGLUE-cm; the longest answer has 5 characters, 6 of Llama's tokens
     measure=measure,
+    settled=differs,
     source="Mishra et al., ACL 2022; TRACE, arXiv 2310.06762",
     sample={
         "prompt": "Solve the following math problem.\nQuestion:\nFind the number of moles of NH4Cl "

@@ -58,6 +58,7 @@ TASK = Task(
     # and would be learned without its end. 1024 + 1000 + the end fit TinyLlama's 2048 positions.
     answer_tokens=1000,
     measure=measure,
+    settled=lambda answer, reference: answer != "",  # the letter is there
     source="Lu et al., NeurIPS 2022; TRACE, arXiv 2310.06762",
     sample={
         "prompt": "Choose an answer for the following question and give your reasons.\n\n"

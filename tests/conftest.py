@@ -7,6 +7,7 @@ import copy
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ repair_torchvision()  # before any test file imports avalanche
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_answers_of_other_tests() -> Iterator[None]:
+    """What one test has generated is not what another looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cl_mofo.evaluation.answer_cache.cache_folder", lambda kind: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ SMALL = {
     "strategy": "mofo",
     "tasks": {"only": ["FOMC", "Py150"], "epochs": 1, "prompt_tokens": 64, "answer_tokens": 4},
     "optimizer": {"lr": 5e-4, "batch_size": 4},
-    "evaluation": {"initial": True, "batch_size": 2},
+    "evaluation": {"initial": True, "batch_size": 2, "cache": False},
     "checkpoint": {"every_steps": 1, "keep": 3},
 }
 """Two tasks of two steps each."""

@@ -33,7 +33,7 @@ BASE = {
     "data": {"suite": "trace-mini", "train_limit": 16, "test_limit": 6},
     "tasks": {"only": ["FOMC", "Py150"], "epochs": 2},
     "optimizer": {"lr": 5e-4, "batch_size": 8},
-    "evaluation": {"initial": True, "batch_size": 2},
+    "evaluation": {"initial": True, "batch_size": 2, "cache": False},
     "checkpoint": {"every_steps": 1},
 }
 SETTINGS: Mapping[str, Mapping[str, Any]] = {

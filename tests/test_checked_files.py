@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cl_mofo.evaluation.generate import Answer
+from cl_mofo.evaluation.answers import Answer
 from cl_mofo.evaluation.journal import Journal, forget
 from cl_mofo.files import DamagedError, checked_line, read_checked, write_checked, write_whole
 from cl_mofo.progress import Progress

@@ -204,10 +204,10 @@ def test_mofo_stays_nearer_than_default_fine_tuning(done, tmp_path):
 
 def test_an_answer_cut_short_is_never_right(tmp_path, monkeypatch):
     from cl_mofo import examine
-    from cl_mofo.evaluation.generate import Answer
+    from cl_mofo.evaluation.answers import Answer
 
-    def cut(language_model, encoder, prompts, settings, **kwargs):
-        return [Answer("A", finished=False, tokens=1) for _ in prompts]
+    def cut(language_model, encoder, records, settings, **kwargs):
+        return [Answer("A", finished=False, tokens=1) for _ in records]
 
     monkeypatch.setattr(examine, "answer", cut)
     results = cl_mofo.run(

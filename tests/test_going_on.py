@@ -14,7 +14,7 @@ import yaml
 
 import cl_mofo
 from cl_mofo.errors import UserError
-from cl_mofo.evaluation.generate import Answer
+from cl_mofo.evaluation.answers import Answer
 from cl_mofo.evaluation.journal import Journal
 from cl_mofo.identity import compare
 from cl_mofo.mappings import merge

@@ -261,11 +261,11 @@ def test_evaluating_merges_and_leaves_no_trace(finished):
     before, plain = snapshot(loop.model), loop.weights(loop.model)
     places = {name: p.data_ptr() for name, p in loop.model.named_parameters()}
     encoder = encoder_for(loop.language_model.tokenizer, loop.plans[0], loop.recipe)
-    prompts = [row["prompt"] for row in mini.records()["FOMC"]["eval"][:4]]
+    rows = mini.records()["FOMC"]["eval"][:4]
 
     def seen():
-        texts = answer(loop.language_model, encoder, prompts, loop.recipe.evaluation)
-        return logits(loop.model), texts
+        answers = answer(loop.language_model, encoder, rows, loop.recipe.evaluation)
+        return logits(loop.model), [one.text for one in answers]
 
     unmerged, texts = seen()
     with loop.evaluating():

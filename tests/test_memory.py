@@ -11,6 +11,8 @@ import torch
 from cl_mofo.config import ModelConfig
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.errors import OutOfMemoryError, TrainingError
+from cl_mofo.evaluation.generate import answer
+from cl_mofo.evaluation.losses import answer_loss
 from cl_mofo.loop import Loop
 from cl_mofo.memory import HOST, Shortage, explained, shortage, size
 from cl_mofo.model import load_model
@@ -289,19 +291,12 @@ def test_a_fisher_pass_of_single_examples(tiny, monkeypatch):
     assert "micro_batch" not in str(caught.value)
 
 
-@pytest.mark.parametrize("place", ["generate", "forward"])
-def test_answering(tiny, monkeypatch, place):
-    from cl_mofo.evaluation import generate
-
-    encoder = Encoder(tiny.tokenizer, 64, 8)
+@pytest.mark.parametrize("act", [answer, answer_loss])
+def test_answering(tiny, monkeypatch, act):
     settings = resolve(override(BASE, [])).evaluation
-    act, given = {
-        "generate": (generate.answer, ["a"]),
-        "forward": (generate.answer_loss, [{"prompt": "a", "answer": "b"}]),
-    }[place]
-    monkeypatch.setattr(tiny.module, place, short)
+    monkeypatch.setattr(torch.nn.Embedding, "forward", short)
     with pytest.raises(OutOfMemoryError, match=r"evaluation\.batch_size=8 \(now 16\)"):
-        act(tiny, encoder, given, settings)
+        act(tiny, Encoder(tiny.tokenizer, 64, 8), [{"prompt": "a", "answer": "b"}], settings)
 
 
 def test_loading_a_model(monkeypatch):

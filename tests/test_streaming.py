@@ -17,7 +17,8 @@ from cl_mofo.data.records import Record, read_folder
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.errors import UserError
 from cl_mofo.evaluation import score
-from cl_mofo.evaluation.generate import answer, answer_loss
+from cl_mofo.evaluation.generate import answer
+from cl_mofo.evaluation.losses import answer_loss
 
 ROWS = [{"prompt": f"{i} + {i} = é\n😀", "answer": f"{2 * i}"} for i in range(20)]
 
@@ -179,8 +180,8 @@ class Characters:
 
     eos_token_id, bos_token_id = 0, None
 
-    def __call__(self, text, **kwargs):
-        return {"input_ids": [ord(c) for c in text]}
+    def __call__(self, texts, **kwargs):
+        return {"input_ids": [[ord(c) for c in text] for text in texts]}
 
     def decode(self, ids, **kwargs):
         return "".join(map(chr, ids))
@@ -208,7 +209,7 @@ def peak_while_answering(folder, expected: int) -> int:
     answers = answer(
         Model(),  # type: ignore[arg-type]
         Encoder(Characters(), 50, 4),
-        Column(rows, "prompt"),
+        rows,
         EvaluationConfig(batch_size=8),
     )
     assert [a.text for a in answers[:3]] == ["0", "1", "2"]
@@ -221,7 +222,7 @@ def peak_while_answering(folder, expected: int) -> int:
 
 def test_memory_does_not_grow_with_a_test_set(tmp_path):
     peaks = {}
-    for megabytes in (2, 40):
+    for megabytes in (8, 40):
         count = megabytes * 50
         long = "x" * 20_000
         folder = folder_of(tmp_path / str(megabytes), json.dumps(ROWS))
@@ -232,9 +233,8 @@ def test_memory_does_not_grow_with_a_test_set(tmp_path):
             file.write("]")
         assert (folder / "FOMC" / "test.json").stat().st_size > megabytes * 1_000_000
         peaks[megabytes] = peak_while_answering(folder, count)
-    # Answers are kept, some hundred bytes each; of 38 MB more of prompts, nothing.
-    assert peaks[40] < peaks[2] + 2_000_000
-    assert peaks[40] < 15_000_000
+    # Answers are kept, some hundred bytes each; of 32 MB more of prompts, nothing.
+    assert peaks[40] < peaks[8] + 2_000_000
 
 
 @pytest.mark.parametrize("size", [2, 16])
@@ -243,8 +243,5 @@ def test_answers_and_losses_of_a_file_are_those_of_a_list(tiny, tmp_path, size):
     lazily = read_folder(folder_of(tmp_path, json.dumps(rows)), ["FOMC"]).records["FOMC"]["test"]
     encoder = Encoder(tiny.tokenizer, 32, 4)
     config = EvaluationConfig(batch_size=size, decoding="sample", temperature=2.0)
-    prompts = [row["prompt"] for row in rows]
-    assert answer(tiny, encoder, Column(lazily, "prompt"), config) == answer(
-        tiny, encoder, prompts, config
-    )
+    assert answer(tiny, encoder, lazily, config) == answer(tiny, encoder, rows, config)
     assert answer_loss(tiny, encoder, lazily, config) == answer_loss(tiny, encoder, rows, config)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 from pathlib import Path
 
-from cl_mofo.evaluation.generate import Answer
+from cl_mofo.evaluation.answers import Answer
 from cl_mofo.files import MOST_BYTES, DamagedError, checked_line, read_line
 from cl_mofo.untrusted import open_regular
 
@@ -35,7 +35,7 @@ class Journal:
             for line in _lines(file):
                 try:
                     rows = read_line(line, file.name).get("answers", [])
-                    found |= {row[0]: _answer(*row[1:]) for row in rows}
+                    found |= {row[0]: Answer.of(row[1:]) for row in rows}
                 except (DamagedError, TypeError, ValueError, LookupError):
                     continue
         return {i: found[i] for i in found if type(i) is int and 0 <= i < examples}
@@ -80,9 +80,3 @@ def _lines(file: Path) -> Iterator[bytes]:
     except OSError:
         if not file.is_file():
             _remove(file)
-
-
-def _answer(text: object, finished: object, tokens: object) -> Answer:
-    if not (isinstance(text, str) and isinstance(finished, bool) and type(tokens) is int):
-        raise TypeError("no answer")
-    return Answer(text, finished, tokens)

@@ -24,6 +24,11 @@ def accuracy(predictions: Sequence[str], references: Sequence[str]) -> float:
     return _mean(lambda p, r: 100.0 * (p == r), predictions, references)
 
 
+def differs(answer: str, reference: str) -> bool:
+    """Tell whether no text that begins with this answer equals the reference: `accuracy` is 0."""
+    return not reference.startswith(answer)
+
+
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Return the mean ROUGE-L f in percent, as the package `rouge` 1.0.1 computes it."""
     return _mean(lambda p, r: 100.0 * rouge_l_f(p, r), predictions, references)

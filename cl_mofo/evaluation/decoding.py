@@ -1,0 +1,247 @@
+"""Generate answers token by token over the model's own cache.
+
+The prompts of a batch go through the model once. The loss on the right answers is taken from there,
+and from there answers are generated. Rows whose answers have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from cl_mofo.config import EvaluationConfig
+from cl_mofo.data.batches import IGNORED
+from cl_mofo.data.tokenise import Encoder
+from cl_mofo.evaluation.backend import Generated, Question, budget
+from cl_mofo.model import LanguageModel
+
+LEAVE = 0.25
+"""Share of a batch's rows that have ended when they leave it: leaving copies the others' cache."""
+MOST_LOGITS = 1 << 26
+"""Logits of reference answers that are computed at once (256 MiB)."""
+
+
+def fits(module: Any) -> bool:
+    """Tell whether a model can be decoded here: transformers generates with it in the plain way.
+
+    It is a decoder whose layers keep keys and values and nothing else, and whose class changes
+    nothing of how transformers generates.
+    """
+    from transformers import DynamicCache, GenerationMixin
+
+    from cl_mofo.evaluation.room import KNOWN
+
+    own = ("generate", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+    if any(getattr(type(module), name, None) is not getattr(GenerationMixin, name) for name in own):
+        return False
+    takes = inspect.signature(module.forward).parameters.keys()
+    if not takes >= {"attention_mask", "position_ids", "past_key_values", "use_cache"}:
+        return False
+    if module.config.is_encoder_decoder:
+        return False
+    layers = DynamicCache(config=module.config).layers
+    return bool(layers) and all(type(layer) in KNOWN for layer in layers)
+
+
+class Decoder:
+    """The loop over a model that `fits`.
+
+    A sampled token is the first at which the cumulative probability exceeds a uniform draw. Each
+    question has draws of its own, so that no answer depends on which others it is generated with.
+
+    Args:
+        language_model: in evaluation mode.
+        encoder: whose answer budget holds.
+        settings: how to decode.
+    """
+
+    def __init__(
+        self, language_model: LanguageModel, encoder: Encoder, settings: EvaluationConfig
+    ) -> None:
+        self._language_model, self._encoder, self._settings = language_model, encoder, settings
+        self._budget = budget(encoder)
+
+    def generate(self, batch: Sequence[Question]) -> list[Generated]:
+        """Answer questions, and measure the loss on their references where they have one."""
+        with self._language_model.autocast():
+            context = _Context(self._language_model, [q.prompt for q in batch], self._budget)
+            logits = context.read_prompts()
+            losses: list[float] | None = None
+            if batch[0].reference is not None:
+                losses = _losses(context.fork(), logits, [q.reference or () for q in batch])
+            ids, settled = self._decode(context, logits, batch)
+        return [
+            Generated(ids[i], i in settled, losses[i] if losses else None)
+            for i in range(len(batch))
+        ]
+
+    def _decode(
+        self, context: _Context, logits: torch.Tensor, batch: Sequence[Question]
+    ) -> tuple[list[list[int]], set[int]]:
+        answers: list[list[int]] = [[] for _ in batch]
+        settled: set[int] = set()
+        rows = list(range(len(batch)))
+        ended: set[int] = set()
+        draws = self._draws(batch).to(logits.device)
+        for step in range(self._budget):
+            tokens = self._chosen(logits, draws[rows, step] if draws.numel() else None)
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                if row in ended:
+                    continue
+                answers[row].append(token)
+                if token == self._encoder.eos:
+                    ended.add(row)
+                elif self._is_settled(batch[row], answers[row]):
+                    ended.add(row)
+                    settled.add(row)
+            going = [place for place, row in enumerate(rows) if row not in ended]
+            if not going or step + 1 == self._budget:
+                break
+            if len(going) <= (1 - LEAVE) * len(rows):
+                rows = [rows[place] for place in going]
+                tokens = context.keep(going, tokens)
+            logits = context.read(tokens[:, None])[:, -1]
+        return answers, settled
+
+    def _is_settled(self, question: Question, ids: list[int]) -> bool:
+        if question.settled is None:
+            return False
+        text = self._encoder.decode(ids, skip_special_tokens=self._settings.skip_special_tokens)
+        # A character of several tokens that is not yet complete is no part of the text.
+        return question.settled(text.rstrip("\ufffd"))
+
+    def _draws(self, batch: Sequence[Question]) -> torch.Tensor:
+        if self._settings.decoding == "greedy":
+            return torch.empty(0)
+        drawn = [np.random.default_rng(q.seed).random(self._budget, np.float32) for q in batch]
+        return torch.from_numpy(np.stack(drawn))
+
+    def _chosen(self, logits: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
+        if draws is None:
+            return logits.argmax(-1)
+        return sampled(logits, draws, self._settings.temperature, self._settings.top_k)
+
+
+def sampled(
+    logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_k: int | None
+) -> torch.Tensor:
+    """Return a token for each row, drawn from the distribution that transformers samples.
+
+    Args:
+        logits: [rows, vocabulary].
+        draws: [rows], uniform in [0, 1), float32.
+        temperature: above 0, by which logits are divided.
+        top_k: among so many likeliest; None among all.
+    """
+    scores = logits.float() / temperature
+    if top_k is not None:
+        least = scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    heights = scores.softmax(-1).double().cumsum(-1)
+    wanted = draws.double()[:, None] * heights[:, -1:]
+    return torch.searchsorted(heights, wanted, right=True)[:, 0]
+
+
+class _Context:
+    """What the model has read of a batch: its cache, padding, and position.
+
+    Args:
+        language_model: the model.
+        prompts: token ids, at least one each.
+        room: ids that will follow at most.
+    """
+
+    def __init__(
+        self, language_model: LanguageModel, prompts: Sequence[Sequence[int]], room: int
+    ) -> None:
+        from cl_mofo.evaluation.room import roomy
+
+        self._module, device = language_model.module, language_model.device
+        width = max(map(len, prompts))
+        ids = np.zeros((len(prompts), width), dtype=np.int64)
+        mask = np.ones((len(prompts), width + room), dtype=bool)
+        pads = [width - len(prompt) for prompt in prompts]
+        for row, (pad, prompt) in enumerate(zip(pads, prompts, strict=True)):
+            ids[row, pad:], mask[row, :pad] = prompt, False
+        self._prompts = torch.from_numpy(ids).to(device)
+        padded = any(pads)
+        self._mask = torch.from_numpy(mask).to(device) if padded else None
+        self._pads = torch.tensor(pads, device=device)[:, None] if padded else None
+        self._cache = roomy(self._module.config, width + room)
+        self._read = 0
+        self._restricts = "logits_to_keep" in inspect.signature(self._module.forward).parameters
+
+    def read_prompts(self) -> torch.Tensor:
+        """Read the prompts; return the logits [rows, vocabulary] of what follows them."""
+        return self.read(self._prompts, keep=1)[:, -1]
+
+    def read(self, ids: torch.Tensor, keep: int = 0) -> torch.Tensor:
+        """Read more; return the logits [rows, positions, vocabulary], if `keep` of the last few.
+
+        Args:
+            ids: [rows, positions]; what stands right of a row's end disturbs nothing before it.
+            keep: how many positions are wanted.
+        """
+        start, end = self._read, self._read + ids.shape[1]
+        inputs: dict[str, Any] = {"logits_to_keep": keep} if keep and self._restricts else {}
+        if self._mask is not None and self._pads is not None:
+            positions = torch.arange(start, end, device=ids.device) - self._pads
+            inputs |= {"attention_mask": self._mask[:, :end], "position_ids": positions.clamp_(0)}
+        output = self._module(ids, past_key_values=self._cache, use_cache=True, **inputs)
+        self._read = end
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def fork(self) -> _Context:
+        """Return a context that reads on from here; this one waits until that is done with."""
+        from cl_mofo.evaluation.room import fork
+
+        forked = copy.copy(self)
+        forked._cache = fork(self._cache)
+        return forked
+
+    def keep(self, rows: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+        """Let all other rows leave; return the tokens of those that stay."""
+        chosen = torch.tensor(rows, device=tokens.device)
+        self._cache.batch_select_indices(chosen)
+        if self._mask is not None and self._pads is not None:
+            self._mask, self._pads = self._mask[chosen], self._pads[chosen]
+        return tokens[chosen]
+
+
+def _losses(
+    context: _Context, logits: torch.Tensor, references: Sequence[Sequence[int]]
+) -> list[float]:
+    """Return each reference's loss in nats, summed over its ids.
+
+    Args:
+        context: in which they follow; it is read on.
+        logits: [rows, vocabulary] of their first ids.
+        references: ids, at least one each.
+    """
+    width = max(map(len, references))
+    ids = np.full((len(references), width), IGNORED, dtype=np.int64)
+    for row, reference in enumerate(references):
+        ids[row, : len(reference)] = reference
+    labels = torch.from_numpy(ids).to(logits.device)
+    total = _cross_entropy(logits[:, None], labels[:, :1])
+    columns = max(1, MOST_LOGITS // logits.numel())
+    for start in range(0, width - 1, columns):
+        end = min(start + columns, width - 1)
+        following = context.read(labels[:, start:end].clamp(0))
+        total += _cross_entropy(following, labels[:, start + 1 : end + 1])
+    summed: list[float] = total.tolist()
+    return summed
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    each = F.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return each.view(labels.shape).sum(1, dtype=torch.float64)
