@@ -7,14 +7,16 @@ and a step's loss is the mean over its supervised tokens.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from benchmarks.setting import Setting
+from benchmarks.timing import synchronize
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.data.batches import IGNORED
 from cl_mofo.data.records import Record
@@ -26,7 +28,7 @@ repair_torchvision()
 
 from avalanche.core import SupervisedPlugin  # noqa: E402
 from torch.utils.data import SequentialSampler  # noqa: E402
-from transformers import PrinterCallback, Trainer, TrainingArguments  # noqa: E402
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 Batch = list[Example]
 Inputs = Mapping[str, Tensor]
@@ -41,6 +43,9 @@ class Work:
     """Positions that went through the model, padding included."""
     real: int = 0
     """Tokens that are no padding."""
+    seconds: float = 0.0
+    gib: float | None = None
+    """Of a GPU's memory, the most that was in use above what was when the task began."""
 
 
 def batches(setting: Setting, task: int) -> list[Batch]:
@@ -66,6 +71,13 @@ def padded(examples: Sequence[Example], pad: int, *, left: bool) -> dict[str, Te
         ):
             columns[name].append([fill] * room + row if left else row + [fill] * room)
     return {name: torch.tensor(rows) for name, rows in columns.items()}
+
+
+class Contender(Protocol):
+    """What learns one task after another."""
+
+    def learn(self, task: int, drawn: Sequence[Batch]) -> Work:
+        """Take the steps of a task; leave `seconds` at 0 if all of the call counts."""
 
 
 class Plain:
@@ -130,7 +142,10 @@ class Plain:
 
 
 class HuggingFace:
-    """`transformers.Trainer`, its batches padded on the right as its collators do."""
+    """`transformers.Trainer`, its batches padded on the right as its collators do.
+
+    Its time is that of its steps: making a Trainer for a task takes long, but once.
+    """
 
     def __init__(self, setting: Setting, dtype: str) -> None:
         self.setting = setting
@@ -151,6 +166,15 @@ class HuggingFace:
             work.computed += made["input_ids"].numel()
             work.real += int(made["attention_mask"].sum())
             return made
+
+        class Clock(TrainerCallback):
+            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+                synchronize()
+                self.began = time.perf_counter()
+
+            def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+                synchronize()
+                work.seconds = time.perf_counter() - self.began
 
         size, micro = recipe.optimizer.batch_size, recipe.training.micro_batch_size
         with tempfile.TemporaryDirectory() as folder:
@@ -178,6 +202,7 @@ class HuggingFace:
                 data_collator=collate,
                 train_dataset=[example for batch in drawn for example in batch],
                 optimizers=(self.optimizer, None),
+                callbacks=[Clock()],
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train()

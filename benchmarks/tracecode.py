@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ COLLATOR = "utils/data/data_collator.py"
 
 
 def collator(code: Path, setting: Setting) -> Callable[[Sequence[Record]], dict[str, Any]]:
-    """Return TRACE's `DataCollator` with the tokenizer and the budgets of a setting's first task.
+    """Return TRACE's `DataCollator` with the tokenizer and the largest budgets of a setting.
 
     Raises:
         SystemExit: it is not there, or cannot be imported.
@@ -34,13 +35,14 @@ def collator(code: Path, setting: Setting) -> Callable[[Sequence[Record]], dict[
         raise SystemExit(f"--trace {code}: {COLLATOR} cannot be imported: {error}") from error
     finally:
         sys.path.remove(str(code))
-    tokenizer = setting.language_model.tokenizer
+    tokenizer = copy.deepcopy(setting.language_model.tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token  # they take it for granted
     theirs = module.DataCollator(
         tokenizer,
         padding="longest",
-        max_prompt_len=setting.plans[0].prompt_tokens,
-        max_ans_len=setting.plans[0].answer_tokens,
+        max_prompt_len=max(plan.prompt_tokens for plan in setting.plans),
+        max_ans_len=max(plan.answer_tokens for plan in setting.plans),
         pad_to_multiple_of=8,
         inference=False,
     )

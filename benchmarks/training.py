@@ -6,7 +6,8 @@ Compared are (a) a plain loop that batches as TRACE's code does (micro-batches t
 padded on the left, logits of all positions), (b) transformers.Trainer, (c) ours with `sequential`
 and (d) ours with `mofo`. They train copies of the same model on the same examples in the same
 steps, with torch's fused AdamW, a constant learning rate and clipping at 1, in float32 and in
-bfloat16 autocast; task by task in turns, so that noise hits all alike. That (a), (b) and (c) do the
+bfloat16 autocast; task by task in turns, so that noise hits all alike. Ours also tokenises in its
+time; of Trainer only the steps count, not its making for each task. That (a), (b) and (c) do the
 same work is seen from their losses. With --trace, the folder of TRACE's own code, (e) is (a) with
 TRACE's own collator, which tokenises jointly.
 
@@ -30,7 +31,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import Batch, HuggingFace, Ours, Plain, Work, batches
+from benchmarks.contenders import Batch, Contender, HuggingFace, Ours, Plain, Work, batches
 from benchmarks.record import record
 from benchmarks.setting import Setting, parser, setting
 from benchmarks.timing import seconds
@@ -45,9 +46,9 @@ PLAIN, TRAINER, OURS, MOFO, TRACE = (
 )
 
 
-def contenders(made: Setting, dtype: str, trace: Path | None) -> dict[str, Callable[[], Any]]:
+def contenders(made: Setting, dtype: str, trace: Path | None) -> dict[str, Callable[[], Contender]]:
     """Return what makes each contender, by name."""
-    known: dict[str, Callable[[], Any]] = {
+    known: dict[str, Callable[[], Contender]] = {
         PLAIN: lambda: Plain(made, dtype),
         TRAINER: lambda: HuggingFace(made, dtype),
         OURS: lambda: Ours(made, dtype, "sequential"),
@@ -63,20 +64,19 @@ def measure(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train every contender on every task; return the rows of the sequence and of the tasks."""
     runners = {name: make() for name, make in contenders(made, dtype, trace).items()}
-    times: dict[str, list[float]] = {name: [] for name in runners}
     works: dict[str, list[Work]] = {name: [] for name in runners}
-    supervised = 0
+    examples = 0
     for task in range(len(made.plans)):
         drawn = batches(made, task)
-        supervised += sum(len(batch) for batch in drawn)
+        examples += sum(len(batch) for batch in drawn)
         in_turn = list(runners) if task % 2 == 0 else list(runners)[::-1]
         for name in in_turn:
-            taken, work = timed(runners[name], task, drawn)
-            times[name].append(taken)
-            works[name].append(work)
+            works[name].append(timed(runners[name], task, drawn))
+    times = {name: [work.seconds for work in done] for name, done in works.items()}
     rows = []
     for name, taken in times.items():
         faster = [base / own for base, own in zip(times[PLAIN], taken, strict=True)]
+        gib = [work.gib for work in works[name][1:] if work.gib is not None]
         computed, real = (
             sum(getattr(w, what) for w in works[name]) for what in ("computed", "real")
         )
@@ -84,7 +84,7 @@ def measure(
             {
                 "name": name,
                 "precision": dtype,
-                "examples/s": supervised / sum(taken),
+                "examples/s": examples / sum(taken),
                 "vs plain": sum(times[PLAIN]) / sum(taken),
                 "lowest": min(faster),
                 "highest": max(faster),
@@ -92,6 +92,7 @@ def measure(
                 "computed/real": computed / real,
                 "first loss": works[name][0].losses[0],
                 "loss apart": apart(works[PLAIN], works[name]) if name != MOFO else None,
+                **({"GiB above weights": max(gib)} if gib else {}),
             }
         )
     by_task = [
@@ -106,11 +107,19 @@ def measure(
     return rows, by_task
 
 
-def timed(runner: Any, task: int, drawn: Sequence[Batch]) -> tuple[float, Work]:
-    """Return the seconds that a contender takes for a task, and what it has done."""
+def timed(runner: Contender, task: int, drawn: Sequence[Batch]) -> Work:
+    """Return what a contender has done for a task, with its seconds and a GPU's memory."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        resting = torch.cuda.memory_allocated()
     done: list[Work] = []
     taken = seconds(lambda: done.append(runner.learn(task, drawn)))
-    return taken, done[0]
+    work = done[0]
+    work.seconds = work.seconds or taken
+    if on_gpu:
+        work.gib = (torch.cuda.max_memory_allocated() - resting) / 2**30
+    return work
 
 
 def apart(ours: Sequence[Work], theirs: Sequence[Work]) -> float:

@@ -46,6 +46,8 @@ stage() { # stage NAME SECONDS [ARGUMENT...]
     echo "== $name: $((SECONDS - began)) s"
 }
 
-stage selection 150 "$@"
-stage engines 400 "$@"
+stage selection 90 "$@"
+stage training 190 "$@"
+stage scoring 70 "$@"
+stage engines 190 "$@"
 exit $failed

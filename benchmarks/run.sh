@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Everything that is compared on a CPU, in one command and under 25 minutes on 2 quiet cores:
+#
+#     bash benchmarks/run.sh [STAGE...]
+#
+# Each stage writes benchmarks/results/<stage>.json; at the end docs/performance.md is written from
+# them. A stage that fails does not stop the others; the exit code then is 1. Named, only those
+# stages run: optimizer, training, training-float32, scoring, strategies, growth.
+#
+#     MODEL    a checkpoint's folder for training and scoring; the embedded model without it
+#     DATA     a TRACE folder; the embedded suite without it
+#     TRACE    the folder of TRACE's own code, if its collator is to be compared too
+#     THREADS  torch's threads (2)
+#     PYTHON   the interpreter; .venv/bin/python if there is one, else python3
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+[[ -x .venv/bin/python ]] && default=$PWD/.venv/bin/python || default=python3
+python=${PYTHON:-$default}
+threads=${THREADS:-2}
+export OMP_NUM_THREADS=$threads TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+what=(--threads "$threads" ${MODEL:+--model "$MODEL"} ${DATA:+--data "$DATA"})
+trace=(${TRACE:+--trace "$TRACE"})
+wanted=" $* "
+failed=0
+
+stage() { # stage NAME MINUTES MODULE [ARGUMENT...]: MINUTES is what it takes, twice that its limit
+    local name=$1 minutes=$2 module=$3 began=$SECONDS
+    shift 3
+    [[ $wanted == "  " || $wanted == *" $name "* ]] || return 0
+    echo "== $name (about $minutes minutes)"
+    timeout $((minutes * 120)) "$python" -m "benchmarks.$module" "$@" ||
+        { echo "== $name failed ($?)"; failed=1; }
+    echo "== $name: $((SECONDS - began)) s"
+}
+
+# Texts are cut at 512 + 256 tokens, for the logits of 16 longer ones, which the others compute at
+# all positions, do not fit beside four copies of a model; float32 on the tasks of short texts.
+stage optimizer 3 optimizer --threads "$threads"
+stage training 9 training "${what[@]}" "${trace[@]}" --precision bfloat16 \
+    --prompt-tokens 512 --answer-tokens 256 --memory-task Py150 --out benchmarks/results/training.json
+stage training-float32 3 training "${what[@]}" "${trace[@]}" --precision float32 \
+    --tasks FOMC NumGLUE-cm NumGLUE-ds --out benchmarks/results/training-float32.json
+stage scoring 6 scoring "${what[@]}" --examples 8
+stage strategies 2 strategies --threads "$threads"
+stage growth 2 growth --threads "$threads"
+"$python" -m benchmarks.page || failed=1
+exit $failed
