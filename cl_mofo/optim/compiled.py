@@ -19,6 +19,8 @@ from cl_mofo.cachedir import cache_folder
 COMPILERS = ("gcc", "cc", "clang")
 # No contraction: what is rounded once instead of twice is written so, as torch's kernels have it.
 FLAGS = ("-O3", "-march=native", "-std=c11", "-ffp-contract=off", "-fPIC", "-shared")
+# Compilers think that a processor slows down with its widest registers; this code waits for memory.
+_WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
 _SECONDS = 60  # which a compiler that hangs gets
 _DIGEST = hashlib.sha256().digest_size
 
@@ -39,7 +41,7 @@ def load(dtype: torch.dtype) -> ctypes.CDLL:
     if compiler is None:
         raise NativeError(f"no C compiler is found ({', '.join(COMPILERS)})")
     source = files("cl_mofo.optim").joinpath("native.c").read_bytes()
-    command = [compiler, *FLAGS, f"-DPARAM_{str(dtype).removeprefix('torch.')}"]
+    command = [compiler, *FLAGS, *_WIDE, f"-DPARAM_{str(dtype).removeprefix('torch.')}"]
     folder = cache_folder("native")
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="cl-mofo-") as private:

@@ -4,12 +4,15 @@
    A magnitude is compared as an integer, its `key`: without its sign bit a float's pattern grows
    with it, -0.0 is 0 and subnormals are never flushed.
 
-   The k-th largest |m| is bounded from below by a sample of the new moments. Pass 1 updates the
-   moments and, block by block while they are in the cache, notes the entries that reach the bound
-   and counts them by the leading bits of their keys. Pass 2 moves those above the bin that the k-th
-   falls into; the few that are in it are then compared exactly. A sample that misleads costs a
-   third pass and changes nothing. */
+   A sample of the new moments tells a band of keys in which the k-th largest is likely to be. Pass 1
+   updates the moments and, block by block while they are in the cache, counts the keys above the
+   band, and those in it by bins. Pass 2 moves the entries above the bin that the k-th falls into,
+   and notes the few that are in it, which are then compared exactly. A sample that misleads costs
+   one more pass and changes nothing. */
 
+#if defined __AVX512F__
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 
@@ -18,13 +21,13 @@ typedef double real, param;
 typedef uint64_t bits;
 #define FMA fma
 #define SQRT sqrt
-enum { BITS = 63, MANTISSA = 52 };
+enum { BITS = 63 };
 #else
 typedef float real;
 typedef uint32_t bits;
 #define FMA fmaf
 #define SQRT sqrtf
-enum { BITS = 31, MANTISSA = 23 };
+enum { BITS = 31 };
 #if defined PARAM_float32
 typedef float param;
 #elif defined PARAM_float16
@@ -37,7 +40,9 @@ typedef uint16_t param;
 /* As torch calls MKL: high accuracy, subnormals kept, no error handling. */
 enum { MKL_MODE = 2 | 0x140000 | 0x100 };
 
-enum { BLOCK = 2048, BIN_BITS = 12, BINS = 1 << BIN_BITS, SAMPLE = 4096, MOST_RANGES = 256 };
+enum { BLOCK = 2048, ROOM = BLOCK + 16, BINS = 4096, SAMPLE = 4096, MOST_RANGES = 256 };
+
+static const bits EVERYTHING = (bits)1 << BITS;  /* above all keys */
 
 typedef struct {
     param *p;
@@ -127,94 +132,120 @@ static void move_entries(const Tensor *t, const uint32_t *index, int64_t count) 
     for (int64_t j = 0; j < count; j++) t->p[index[j]] = store(p[j]);
 }
 
-/* A magnitude that slightly more than k of the new moments are likely to reach. */
-static bits guess(const Tensor *t) {
-    bits keys[SAMPLE + 1], bound = 0;
-    int64_t stride = (t->n / SAMPLE) | 1;  /* odd, so as not to follow a matrix's columns */
-    if (t->n < 2 * SAMPLE) return 0;
-    int count = 0;
-    for (int64_t i = 0; i < t->n && count < SAMPLE; i += stride)
-        keys[count++] = key(first_moment(t->m[i], load(t->g[i]), t->weight));
-    double expected = (double)t->k * count / t->n;
-    double rank = expected + 4 * sqrt(expected) + 8;  /* four deviations to the low side */
-    for (int bit = BITS - 1; bit >= 0; bit--) {
-        bits higher = bound | (bits)1 << bit;
-        int reached = 0;
-        for (int i = 0; i < count; i++) reached += keys[i] >= higher;
-        if (reached >= rank) bound = higher;
-    }
-    return bound;
+/* A half-open interval of keys, and the width of the bins it is counted in, as a power of 2. */
+typedef struct {
+    bits low, width;
+    int shift;
+} Band;
+
+#if defined __AVX512F__
+static const uint32_t ASCENDING[16] __attribute__((aligned(64))) = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                                   8, 9, 10, 11, 12, 13, 14, 15};
+#endif
+
+static Band band(bits low, bits high) {
+    Band b = {low, high - low, 0};
+    while ((b.width - 1) >> b.shift >= BINS) b.shift++;
+    return b;
 }
 
-typedef struct {
-    bits bound;
-    int shift;
-} Bins;
-
-static inline int64_t bin_of(bits k, Bins b) { return least((k - b.bound) >> b.shift, BINS - 1); }
-
-/* Note the entries from..to that reach the bound, from `count` on, and count them by bin. */
-static int64_t note(const Tensor *t, Bins b, int64_t from, int64_t to, uint32_t *noted,
-                    int64_t count, uint32_t *bins) {
-    int64_t before = count;
-    for (int64_t i = from; i < to; i++) {
-        noted[count] = i;
-        count += key(t->m[i]) >= b.bound;
+/* The largest key that at least `rank` of them reach; 0 if fewer than `rank` are there. */
+static bits reached_by(const bits *keys, int count, double rank) {
+    bits found = 0;
+    for (int bit = BITS - 1; bit >= 0; bit--) {
+        bits higher = found | (bits)1 << bit;
+        int reached = 0;
+        for (int i = 0; i < count; i++) reached += keys[i] >= higher;
+        if (reached >= rank) found = higher;
     }
-    for (int64_t j = before; j < count; j++) bins[bin_of(key(t->m[noted[j]]), b)]++;
+    return found;
+}
+
+/* Where the k-th largest of the new moments is likely to be: four deviations to either side. */
+static Band guess(const Tensor *t) {
+    bits keys[SAMPLE];
+    int count = 0;
+    int64_t stride = (t->n / SAMPLE) | 1;  /* odd, so as not to follow a matrix's columns */
+    if (t->n < 4 * SAMPLE) return band(0, EVERYTHING);
+    for (int64_t i = 0; i < t->n && count < SAMPLE; i += stride)
+        keys[count++] = key(first_moment(t->m[i], load(t->g[i]), t->weight));
+    double rank = (double)t->k * count / t->n, doubt = 4 * sqrt(rank) + 8;
+    bits low = reached_by(keys, count, rank + doubt);
+    bits high = rank > doubt ? reached_by(keys, count, rank - doubt) : EVERYTHING;
+    return band(low, high > low ? high : low + 1);
+}
+
+/* List the entries from..to, at most a block, whose keys are low to low + width; return how many.
+   All of `index` may be written to. */
+static int64_t list(const real *m, int64_t from, int64_t to, bits low, bits width,
+                    uint32_t index[ROOM]) {
+    int64_t count = 0, i = from;
+#if defined __AVX512F__ && !defined PARAM_float64
+    __m512i at = _mm512_add_epi32(_mm512_set1_epi32(from), _mm512_load_si512(ASCENDING));
+    for (; i + 16 <= to; i += 16, at = _mm512_add_epi32(at, _mm512_set1_epi32(16))) {
+        __m512i k = _mm512_and_epi32(_mm512_loadu_si512(m + i), _mm512_set1_epi32(INT32_MAX));
+        k = _mm512_sub_epi32(k, _mm512_set1_epi32(low));
+        __mmask16 inside = _mm512_cmplt_epu32_mask(k, _mm512_set1_epi32(width));
+        _mm512_storeu_si512(index + count, _mm512_maskz_compress_epi32(inside, at));
+        count += __builtin_popcount(inside);
+    }
+#endif
+    for (; i < to; i++) {
+        index[count] = i;
+        count += key(m[i]) - low < width;
+    }
     return count;
 }
 
-/* Pass 1; without `update` it only looks. Range r's entries come to be noted at its start. */
-static int64_t pass_1(const Tensor *t, Bins b, int update, int64_t *counts, int64_t *bins) {
+/* Pass 1; without `update` it only looks. Returns how many keys lie above the band. */
+static int64_t pass_1(const Tensor *t, Band b, int update, int64_t *bins) {
     int64_t total = 0;
     for (int i = 0; i < BINS; i++) bins[i] = 0;
 #pragma omp parallel for num_threads(t->ranges) schedule(static) if (t->ranges > 1)
     for (int64_t r = 0; r < t->ranges; r++) {
-        uint32_t own[BINS] = {0};
-        int64_t count = 0, from = start(t, r), end = start(t, r + 1);
-        for (int64_t i = from; i < end; i += BLOCK) {
-            int64_t to = least(i + BLOCK, end);
+        uint32_t own[BINS] = {0}, index[ROOM];
+        int64_t above = 0;
+        for (int64_t i = start(t, r), end = start(t, r + 1); i < end; i += BLOCK) {
+            int64_t to = least(i + BLOCK, end), count;
+            int32_t higher = 0;
             if (update) update_moments(t, i, to);
-            count = note(t, b, i, to, t->noted + from, count, own);
+            for (int64_t j = i; j < to; j++) higher += key(t->m[j]) >= b.low + b.width;
+            above += higher;
+            count = list(t->m, i, to, b.low, b.width, index);
+            for (int64_t j = 0; j < count; j++) own[(key(t->m[index[j]]) - b.low) >> b.shift]++;
         }
-        counts[r] = count;
 #pragma omp critical
         {
-            total += count;
+            total += above;
             for (int i = 0; i < BINS; i++) bins[i] += own[i];
         }
     }
     return total;
 }
 
-/* Move what lies above the boundary's bin, and keep noted only what lies in it. */
-static void pass_2(const Tensor *t, Bins b, int64_t boundary, int64_t *counts) {
+/* Move what lies above the band, and note what lies in it: range r's at its start. */
+static void pass_2(const Tensor *t, Band b, int64_t *counts) {
+    const bits above = b.low + b.width;
 #pragma omp parallel for num_threads(t->ranges) schedule(static) if (t->ranges > 1)
     for (int64_t r = 0; r < t->ranges; r++) {
-        uint32_t *noted = t->noted + start(t, r), above[BLOCK];
+        uint32_t index[ROOM], *noted = t->noted + start(t, r);
         int64_t kept = 0;
-        for (int64_t j = 0; j < counts[r]; j += BLOCK) {
-            int count = 0;
-            for (int64_t i = j; i < least(j + BLOCK, counts[r]); i++) {
-                uint32_t index = noted[i];
-                int64_t bin = bin_of(key(t->m[index]), b);
-                noted[kept] = above[count] = index;
-                kept += bin == boundary;
-                count += bin > boundary;
-            }
-            move_entries(t, above, count);
+        for (int64_t i = start(t, r), end = start(t, r + 1); i < end; i += BLOCK) {
+            int64_t to = least(i + BLOCK, end);
+            move_entries(t, index, list(t->m, i, to, above, EVERYTHING - above, index));
+            int64_t count = list(t->m, i, to, b.low, b.width, index);
+            for (int64_t j = 0; j < count; j++) noted[kept++] = index[j];
         }
         counts[r] = kept;
     }
 }
 
-/* Move the `wanted` largest of what is still noted, ties to the smallest index. */
+/* Move the `wanted` largest of what is noted, ties to the smallest index. */
 static void finish(const Tensor *t, bits lowest, int64_t wanted, const int64_t *counts) {
-    int64_t total = 0;
+    int64_t total = 0, ties = wanted;
+    bits largest = 0, kth = lowest;
     for (int64_t r = 0; r < t->ranges; r++)
         for (int64_t j = 0; j < counts[r]; j++) t->noted[total++] = t->noted[start(t, r) + j];
-    bits largest = 0, kth = lowest;
     for (int64_t j = 0; j < total; j++) {
         bits k = key(t->m[t->noted[j]]);
         if (k > largest) largest = k;
@@ -226,7 +257,6 @@ static void finish(const Tensor *t, bits lowest, int64_t wanted, const int64_t *
         for (int64_t j = 0; j < total; j++) reached += key(t->m[t->noted[j]]) >= higher;
         if (reached >= wanted) kth = higher;
     }
-    int64_t ties = wanted;
     for (int64_t j = 0; j < total; j++) ties -= key(t->m[t->noted[j]]) > kth;
     for (int64_t j = 0; j < total; j++) {
         bits k = key(t->m[t->noted[j]]);
@@ -259,19 +289,21 @@ int mofo_finite(const Tensor *t) {
 }
 
 void mofo_step(const Tensor *t) {
-    int64_t counts[MOST_RANGES], bins[BINS], above = 0, boundary = BINS;
+    int64_t counts[MOST_RANGES], bins[BINS], above, within = 0, boundary = BINS;
     if (t->k == t->n) {
         move_all(t);
         return;
     }
-    Bins b = {guess(t), MANTISSA - BIN_BITS + 1};  /* two octaves */
-    if (b.bound == 0) b.shift = BITS - BIN_BITS;
-    if (pass_1(t, b, 1, counts, bins) < t->k) {
-        b = (Bins){0, BITS - BIN_BITS};
-        pass_1(t, b, 0, counts, bins);
+    Band b = guess(t);
+    above = pass_1(t, b, 1, bins);
+    for (int i = 0; i < BINS; i++) within += bins[i];
+    if (above >= t->k || above + within < t->k) {
+        b = band(0, EVERYTHING);
+        above = pass_1(t, b, 0, bins);
     }
-    while (above < t->k) above += bins[--boundary];
-    pass_2(t, b, boundary, counts);
-    int64_t wanted = t->k - (above - bins[boundary]);
-    finish(t, b.bound + ((bits)boundary << b.shift), wanted, counts);
+    while (above + bins[--boundary] < t->k) above += bins[boundary];
+    b.low += (bits)boundary << b.shift;
+    b.width = (bits)1 << b.shift;
+    pass_2(t, b, counts);
+    finish(t, b.low, t->k - above, counts);
 }
