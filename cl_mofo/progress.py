@@ -136,6 +136,7 @@ class Progress:
             "model": recipe.model.path,
             "protocol": recipe.protocol,
             "split": settings.split,
+            "measured": settings.metrics,
             "tasks": tasks,
             "headline": {plan.task.name: plan.task.headline for plan in plans},
             "examples": {

@@ -136,6 +136,7 @@ def parse_results(data: Any, path: str | Path) -> RunResults:
         scores=scores,
         initial=None if initial is None else _percents(path, "initial", initial, tasks),
         finished=_finished(path, data.get("finished"), None not in scores[-1]),
+        cut=data.get("measured") == "headline",
     )
     _agrees(path, "op", data["op"], run.op, OP_CONVENTION)
     _agrees(path, "bwt", data["bwt"], run.bwt, BWT_CONVENTION)

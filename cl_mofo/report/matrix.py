@@ -80,4 +80,5 @@ def _metrics(results: RunResults) -> str:
         if task in results.headline:
             tasks_by_metric.setdefault(results.headline[task], []).append(task)
     said = "; ".join(f"{metric}: {', '.join(tasks)}" for metric, tasks in tasks_by_metric.items())
-    return f"{said}." if said else ""
+    cut = "Answers were generated only until these were settled." if results.cut else ""
+    return " ".join(part for part in (f"{said}." if said else "", cut) if part)

@@ -36,6 +36,7 @@ class RunResults:
         initial: T percents before any training, or None.
         finished: whether all tasks are learned and scored.
         settings: the recipe it ran by, as far as known: dotted keys, values as JSON.
+        cut: whether answers were generated only until the headline metric was settled.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class RunResults:
     initial: Cells | None
     finished: bool
     settings: Settings = field(default_factory=dict)
+    cut: bool = False
 
     @property
     def name(self) -> str:

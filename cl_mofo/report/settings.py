@@ -17,7 +17,7 @@ from cl_mofo.untrusted import MIB, read_bytes, shortened
 FILE_NAME = "recipe.yaml"
 SHOWN = 20
 """Keys in which recipes differ that a label names."""
-_NO_MATTER = frozenset({"seed", "strategy", "save_model"})
+_NO_MATTER = frozenset({"seed", "strategy", "save_model", "evaluation.cache"})
 
 Settings = Mapping[str, str]
 """Dotted recipe key -> value as JSON; empty where a run has no recipe."""
@@ -49,7 +49,7 @@ def read_settings(folder: Path, strategy: str) -> Settings:
         raise UserError(f"{file}: is not a recipe: a mapping is expected")
     used = Recipe.model_fields.keys() | {name.strip() for name in strategy.split("+")}
     kept = {key: value for key, value in recipe.items() if key in used - _NO_MATTER}
-    return dict(_leaves(kept, ""))
+    return {key: value for key, value in _leaves(kept, "") if key not in _NO_MATTER}
 
 
 def differences(recipes: Sequence[Settings]) -> list[str]:
