@@ -29,6 +29,7 @@ import torch
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import ModelConfig
 from cl_mofo.model import LanguageModel, load_model
+from cl_mofo.optim import native, nonfinite
 
 torch.set_num_threads(1)
 repair_torchvision()  # before any test file imports avalanche
@@ -42,6 +43,20 @@ def _no_answers_of_other_tests() -> Iterator[None]:
     """What one test has generated is not what another looks at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cl_mofo.evaluation.answer_cache.cache_folder", lambda kind: None)
+        yield
+
+
+@pytest.fixture(scope="module", params=["pure", "native"])
+def every_path(request: pytest.FixtureRequest) -> Iterator[None]:
+    """MoFO steps without compiled code, and then with it."""
+    if request.param == "native":
+        if native.library(torch.float32) is None:
+            pytest.skip("there is no compiled code on this machine; the log says why")
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (native, nonfinite):
+            patch.setattr(module, "library", lambda dtype: None)
         yield
 
 

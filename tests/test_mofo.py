@@ -13,6 +13,8 @@ from cl_mofo.optim.reference import reference_step
 from cl_mofo.optim.selection import count, largest_on_device
 from cl_mofo.optim.step import move, new_state, update_moments
 
+pytestmark = pytest.mark.usefixtures("every_path")
+
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

@@ -9,6 +9,8 @@ import torch
 
 from cl_mofo.optim import GradientCheck, MoFO, NonFiniteGradientError
 
+pytestmark = pytest.mark.usefixtures("every_path")
+
 BAD = [math.nan, math.inf, -math.inf]
 
 

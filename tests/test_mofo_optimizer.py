@@ -11,6 +11,8 @@ import torch
 import cl_mofo
 from cl_mofo.optim import MoFO, authors_groups
 
+pytestmark = pytest.mark.usefixtures("every_path")
+
 
 def model():
     torch.manual_seed(0)

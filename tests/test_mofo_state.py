@@ -10,6 +10,8 @@ from safetensors.torch import load, save
 
 from cl_mofo.optim import MoFO, Piece, Shards
 
+pytestmark = pytest.mark.usefixtures("every_path")
+
 
 def model(dtype=torch.float32):
     torch.manual_seed(0)
