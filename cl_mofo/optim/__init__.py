@@ -10,6 +10,7 @@
 - `work.py`: the parameters of a step, and the selections of all of them
 - `pure.py`: the step of any parameters, in torch and numpy alone
 - `native.py`: the step of whole tensors on a CPU, in C: `native.c`, which `compiled.py` compiles
+- `triton_step.py`: the step of whole tensors on a GPU, by the kernels in `triton_kernels.py`
 - `paths.py`: the ways to compute a step; `pure.py` is the last of them
 - `mofo.py`: the optimizer: all of these, for every tensor of every group
 - `groups.py`: the parameter groups of the authors' runs

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from cl_mofo.optim.native import Native
 from cl_mofo.optim.pure import Pure
 from cl_mofo.optim.work import Work
+
+_log = logging.getLogger(__name__)
 
 
 class Path(Protocol):
@@ -37,4 +41,15 @@ class Path(Protocol):
 
 def paths() -> tuple[Path, ...]:
     """Return the ways there are on this machine, to be asked in turn; the last takes everything."""
-    return (Native(), Pure())
+    return (*_on_gpu(), Native(), Pure())
+
+
+def _on_gpu() -> tuple[Path, ...]:
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return ()
+    try:
+        from cl_mofo.optim.triton_step import TritonStep
+    except ImportError as error:
+        _log.warning("MoFO takes its steps on a GPU without Triton, which is slower: %s", error)
+        return ()
+    return (TritonStep(),)

@@ -1,0 +1,247 @@
+"""The step on a GPU: Triton kernels, a handful of launches for all tensors together.
+
+1. `count_step`: the step counters and what depends on them
+2. `update_moments`: both moments, and a histogram of |m|, fine around the last step's threshold
+3. `narrow`: the bin that holds the k-th largest
+4. `move_above`: what lies above that bin moves, what lies in it is listed
+5. `count_candidates`, `narrow`, eight times: the k-th largest itself, ties by index
+6. `move_candidates`: the rest moves
+
+Parameters and second moments of entries that stay are neither read nor written. The host waits for
+nothing, and in steady state only a table of addresses and options goes to the device. The scratch
+is at most half of the largest tensor's float32s in candidates, and 1 KB for each tensor.
+
+The selection is that of `reference.py`, exactly, for the moments as they are; moments and moves
+differ from torch's by roundings, for a GPU multiplies and adds in one. Subnormals are kept. The
+kernels are taken only where a small step of theirs moves what the pure path moves.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from cl_mofo.optim import triton_kernels as kernels
+from cl_mofo.optim.options import MOMENT_DTYPES
+from cl_mofo.optim.pure import Pure
+from cl_mofo.optim.shards import shards_of
+from cl_mofo.optim.step import new_state
+from cl_mofo.optim.work import Work
+
+_log = logging.getLogger(__name__)
+
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_MOST = 1 << 30
+"""Entries of a tensor: its offsets are 32 bits wide."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the work is cut up.
+
+    Args:
+        block: entries that a program handles at a time, a power of two.
+        part: blocks of a tensor for which there is one more program to look at its candidates.
+        listed: share of a tensor's entries that there is room to list as candidates.
+        warps: of 32 threads in a program.
+    """
+
+    block: int = 4096
+    part: int = 64
+    listed: float = 1 / 64
+    warps: int = 16
+
+
+class TritonStep:
+    """Takes whole, contiguous float32, bfloat16 and float16 tensors.
+
+    Args:
+        kind: of the devices whose tensors it takes: "cuda", or "cpu" in Triton's interpreter.
+        blocks: how the work is cut up.
+    """
+
+    def __init__(self, kind: str = "cuda", blocks: Blocks | None = None) -> None:
+        self._kind = kind
+        self._blocks = blocks or Blocks()
+        self._plans: dict[tuple[torch.device, torch.dtype, torch.dtype], _Plan] = {}
+
+    def takes(self, item: Work) -> bool:
+        """Tell whether the kernels know all that there is about a parameter."""
+        options, pieces = item.options, item.shards.pieces
+        tensors = (item.param, item.grad, item.state["exp_avg"], item.state["exp_avg_sq"])
+        return (
+            item.param.device.type == self._kind
+            and item.shards.ranks is None
+            and [piece.numel for piece in pieces] == [item.param.numel()]
+            and 0 < item.param.numel() <= _MOST
+            and (options["decay"] == "selected" or not options["weight_decay"])
+            and MOMENT_DTYPES[item.param.dtype] == torch.float32
+            and all(_is_plain(tensor, item.param.device) for tensor in tensors)
+            and item.state["step"].device == item.param.device
+            and _works(item.param.device)
+        )
+
+    def step(self, items: Sequence[Work], discard: Tensor | None) -> None:
+        """Take the step; tensors of one device and one pair of dtypes together."""
+        kinds: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Work]] = {}
+        for item in items:
+            key = (item.param.device, item.param.dtype, item.grad.dtype)
+            kinds.setdefault(key, []).append(item)
+        for key, alike in kinds.items():
+            sizes = [item.param.numel() for item in alike]
+            plan = self._plans.get(key)
+            if plan is None or plan.sizes != sizes:
+                plan = self._plans[key] = _Plan(sizes, key[0], self._blocks)
+            with torch.cuda.device_of(alike[0].param):  # type: ignore[no-untyped-call]
+                plan.step(alike, discard)
+            torch.autograd.graph.increment_version([item.param for item in alike])
+
+
+def _is_plain(tensor: Tensor, device: torch.device) -> bool:
+    """Tell whether an address says all of a tensor."""
+    known = tensor.dtype in _TYPES and tensor.layout == torch.strided and tensor.device == device
+    return known and tensor.is_contiguous() and not hasattr(tensor, "to_local")
+
+
+@functools.cache
+def _works(device: torch.device) -> bool:
+    """Tell whether the kernels compile and are right there; that they are not is logged, once."""
+    fault = None
+    try:
+        ours, theirs = _trial(device), _trial(device)
+        _Plan([ours.param.numel()], device, Blocks()).step([ours], None)
+        Pure().step([theirs], None)
+        if not torch.equal(ours.param == 0, theirs.param == 0):
+            fault = "they do not select what they should"
+    except Exception as error:  # of the compiler, the linker or the driver, of whatever class
+        fault = f"{type(error).__name__}: {error}"
+    if fault:
+        _log.warning(
+            "MoFO takes its steps on %s without Triton, which is slower: %s", device, fault
+        )
+    return fault is None
+
+
+def _trial(device: torch.device) -> Work:
+    """Return a tensor of zeros, of whose gradients some are tied at the threshold."""
+    param = torch.zeros(500, device=device)
+    grad = (torch.arange(500, device=device) * 7 % 9 + 1).float()
+    options = {"lr": 1.0, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
+    options |= {"update_fraction": 0.5, "decay": "selected"}
+    return Work(options, param, grad, shards_of("trial", param), new_state(param))
+
+
+class _Plan:
+    """The scratch and the grids for tensors of certain sizes, of one device and pair of dtypes."""
+
+    def __init__(self, sizes: list[int], device: torch.device, blocks: Blocks) -> None:
+        self.sizes = sizes
+        self._blocks = blocks
+        cut = [-(-size // blocks.block) for size in sizes]
+        share = min(blocks.listed, max(sizes) / 2 / sum(sizes))  # a candidate is 8 bytes
+        room = [int(share * size) for size in sizes]
+        self._fixed = list(zip(_starts(cut), _starts(room), room, strict=True))
+        rows = len(sizes)
+        self._table = _zeros(rows, kernels.COLUMNS, torch.int64, device)
+        self._options = _zeros(rows, kernels.OPTIONS, torch.float64, device)
+        self._coefficients = _zeros(rows, kernels.COEFFICIENTS, torch.float32, device)
+        self._state = _zeros(rows, kernels.STATES, torch.int64, device)
+        self._histogram = _zeros(rows, kernels.BINS, torch.int32, device)
+        self._candidates = torch.empty(sum(room), dtype=torch.int64, device=device)
+        self._never = torch.zeros((), dtype=torch.bool, device=device)
+        tensor_of = [number for number, count in enumerate(cut) for _ in range(count)]
+        parts = [row for number, count in enumerate(cut) for row in _parts(number, count, blocks)]
+        self._tensor_of = torch.tensor(tensor_of, dtype=torch.int32).to(device, non_blocking=True)
+        self._parts = torch.tensor(parts, dtype=torch.int32).to(device, non_blocking=True)
+
+    def step(self, items: Sequence[Work], discard: Tensor | None) -> None:
+        rows = [_row(item) + fixed for item, fixed in zip(items, self._fixed, strict=True)]
+        self._table.copy_(torch.tensor(rows), non_blocking=True)
+        options = [_options(item) for item in items]
+        self._options.copy_(torch.tensor(options, dtype=torch.float64), non_blocking=True)
+        if discard is None:
+            discard = self._never
+        else:
+            discard = discard.to(self._table.device, non_blocking=True)
+        aligned = all(address % 16 == 0 for row in rows for address in row[:4])
+        param_type, grad_type = _TYPES[items[0].param.dtype], _TYPES[items[0].grad.dtype]
+
+        tensors, block, warps = len(items), self._blocks.block, self._blocks.warps
+        table, state, histogram = self._table, self._state, self._histogram
+        moves = (table, self._coefficients, state, self._candidates)
+        kernels.count_step[-(-tensors // 128),](
+            table, self._options, self._coefficients, discard, tensors, BLOCK=128
+        )
+        kernels.update_moments[len(self._tensor_of),](
+            table,
+            self._coefficients,
+            state,
+            histogram,
+            self._tensor_of,
+            discard,
+            GRAD_TYPE=grad_type,
+            BLOCK=block,
+            ALIGNED=aligned,
+            num_warps=warps,
+        )
+        kernels.narrow[tensors,](table, state, histogram, discard, FIRST=True)
+        kernels.move_above[len(self._tensor_of),](
+            *moves,
+            self._tensor_of,
+            discard,
+            PARAM_TYPE=param_type,
+            BLOCK=block,
+            ALIGNED=aligned,
+            num_warps=warps,
+        )
+        for _ in range(kernels.ROUNDS):
+            kernels.count_candidates[len(self._parts),](
+                table,
+                state,
+                histogram,
+                self._candidates,
+                self._parts,
+                discard,
+                BLOCK=block,
+                num_warps=warps,
+            )
+            kernels.narrow[tensors,](table, state, histogram, discard, FIRST=False)
+        kernels.move_candidates[len(self._parts),](
+            *moves, self._parts, discard, PARAM_TYPE=param_type, BLOCK=block, num_warps=warps
+        )
+
+
+def _row(item: Work) -> tuple[int, ...]:
+    """Return the first columns of a tensor's row in the table."""
+    state, numel = item.state, item.param.numel()
+    tensors = (item.param, item.grad, state["exp_avg"], state["exp_avg_sq"], state["step"])
+    chosen = numel if item.counts is None else item.counts[0]
+    return (*(tensor.data_ptr() for tensor in tensors), numel, chosen)
+
+
+def _options(item: Work) -> tuple[float, ...]:
+    options = item.options
+    return (options["lr"], *options["betas"], options["eps"], options["weight_decay"])
+
+
+def _starts(lengths: Sequence[int]) -> Iterator[int]:
+    """Yield where each of consecutive runs begins."""
+    start = 0
+    for length in lengths:
+        yield start
+        start += length
+
+
+def _parts(number: int, blocks: int, cut: Blocks) -> list[tuple[int, int, int]]:
+    of = -(-blocks // cut.part)
+    return [(number, part, of) for part in range(of)]
+
+
+def _zeros(rows: int, columns: tl.constexpr, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((rows, columns.value), dtype=dtype, device=device)
