@@ -1,20 +1,22 @@
 """What checkpoints cost: their share of training time, and the way back to the first step.
 
-`python benchmarks/checkpoints.py [KEY=VALUE ...]` makes the demo's MoFO run with its default
-interval; then it stops one in the middle and goes on with it. It prints ratios of times of one
-process.
+    python -m benchmarks.checkpoints [KEY=VALUE ...]
+
+makes the demo's MoFO run with its default interval; then it stops one after 100 steps and goes on
+with it. All in one process, which takes half a minute.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import cl_mofo
+from benchmarks.record import record
 from cl_mofo.checkpoint.store import Store
 from cl_mofo.loop import Loop
 from cl_mofo.observer import Observer
@@ -46,16 +48,15 @@ def main() -> None:
             spent.append(time.perf_counter() - began)
 
     Store.save = timed  # type: ignore[method-assign]
-    recipe = override({}, ["evaluation.initial=false", *sys.argv[1:]])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("assignments", nargs="*", metavar="KEY=VALUE", help="of the recipe")
+    parser.add_argument("--out", type=Path, help="file or folder instead of benchmarks/results")
+    arguments = parser.parse_args()
+    recipe = override({}, ["evaluation.initial=false", *arguments.assignments])
     with tempfile.TemporaryDirectory() as folder:
         results = cl_mofo.run(recipe, out=Path(folder, "whole"))
-        training = results["seconds"]["training"]
-        share = sum(spent) / training
-        each = 1000 * sum(spent) / len(spent)
-        print(
-            f"{len(spent)} checkpoints, {each:.0f} ms each: {sum(spent):.2f} s of {training:.1f} s "
-            f"of training, {share:.1%}"
-        )
         begun = Clock(leave_after=100)
         every = override(recipe, ["checkpoint.every_steps=99"])
         try:
@@ -64,10 +65,19 @@ def main() -> None:
             gone_on = Clock(leave_after=101)
             with contextlib.suppress(KeyboardInterrupt):
                 cl_mofo.resume(Path(folder, "cut"), observer=gone_on)
-        print(
-            f"to the first step: {begun.first:.2f} s of a new run, {gone_on.first:.2f} s of one "
-            f"that goes on, {gone_on.first / begun.first:.2f} times as long"
-        )
+        else:
+            raise SystemExit("the run has fewer than 100 steps")
+    training = results["seconds"]["training"]
+    row = {
+        "checkpoints": len(spent),
+        "ms each": 1000 * sum(spent) / len(spent),
+        "seconds of training": training,
+        "share of it": sum(spent) / training,
+        "to the first step, new": begun.first,
+        "going on": gone_on.first,
+        "ratio": gone_on.first / begun.first,
+    }
+    record("checkpoints", vars(arguments), [row], out=arguments.out)
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ class Counted(SupervisedPlugin):
 
 
 class Ours:
-    """`cl_mofo.loop.Loop` with a strategy; its time includes encoding the records."""
+    """`cl_mofo.loop.Loop` with a strategy; its time is all that it does for a task."""
 
     def __init__(self, setting: Setting, dtype: str, strategy: str, *assignments: str) -> None:
         self.counted = Counted()

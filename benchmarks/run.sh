@@ -5,7 +5,8 @@
 #
 # Each stage writes benchmarks/results/<stage>.json; at the end docs/performance.md is written from
 # them. A stage that fails does not stop the others; the exit code then is 1. Named, only those
-# stages run: optimizer, training, training-float32, scoring, strategies, growth.
+# stages run: optimizer, training, training-float32, scoring, strategies, growth, sharded,
+# checkpoints.
 #
 #     MODEL    a checkpoint's folder for training and scoring; the embedded model without it
 #     DATA     a TRACE folder; the embedded suite without it
@@ -36,13 +37,15 @@ stage() { # stage NAME MINUTES MODULE [ARGUMENT...]: MINUTES is what it takes, t
 
 # Texts are cut at 512 + 256 tokens, for the logits of 16 longer ones, which the others compute at
 # all positions, do not fit beside four copies of a model; float32 on the tasks of short texts.
-stage optimizer 3 optimizer --threads "$threads"
-stage training 9 training "${what[@]}" "${trace[@]}" --precision bfloat16 \
+stage optimizer 2 optimizer --threads "$threads"
+stage training 8 training "${what[@]}" "${trace[@]}" --precision bfloat16 \
     --prompt-tokens 512 --answer-tokens 256 --memory-task Py150 --out benchmarks/results/training.json
-stage training-float32 3 training "${what[@]}" "${trace[@]}" --precision float32 \
+stage training-float32 2 training "${what[@]}" "${trace[@]}" --precision float32 \
     --tasks FOMC NumGLUE-cm NumGLUE-ds --out benchmarks/results/training-float32.json
 stage scoring 6 scoring "${what[@]}" --examples 8
 stage strategies 2 strategies --threads "$threads"
 stage growth 2 growth --threads "$threads"
+stage sharded 1 sharded
+stage checkpoints 1 checkpoints
 "$python" -m benchmarks.page || failed=1
 exit $failed

@@ -28,6 +28,9 @@ from cl_mofo.resolve import resolve, strategies_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+SCALES = {"small": 0.3, "tiny": 0.05}
+"""How much shorter than TRACE's the random texts of the smallest models are."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -100,7 +103,7 @@ def setting(
         return Setting(recipe, plans, suite, load_model(recipe.model))
     shapes = synthetic.SHAPES[shape]
     limits = recipe.data.train_limit or 64, recipe.data.test_limit or 64
-    texts = synthetic.suite(*limits, shapes[-1], scale=0.05 if shape == "tiny" else 1.0)
+    texts = synthetic.suite(*limits, shapes[-1], scale=SCALES.get(shape, 1.0))
     chosen = {plan.task.name: texts[plan.task.name] for plan in plans}
     where = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     dtype = DTYPES.get(recipe.model.compute_dtype, torch.bfloat16)

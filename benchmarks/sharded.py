@@ -1,6 +1,6 @@
 """What MoFO's selection over ranks sends per step: counted here, projected to large machines.
 
-    python benchmarks/sharded.py [--ranks 2] [--bandwidth 25] [--latency 30] [--json FILE]
+    python -m benchmarks.sharded [--ranks 2] [--bandwidth 25] [--latency 30]
 
 First it runs the selection on gloo ranks of this machine, for TinyLlama's tensors with fewer rows,
 counts collectives and bytes and holds them against `cl_mofo.optim.sharded.traffic`. Then it works
@@ -10,7 +10,6 @@ out from that formula what a step costs on 8, 64 and 512 ranks, under assumption
 import argparse
 import json
 import math
-import platform
 import statistics
 import tempfile
 import time
@@ -21,10 +20,8 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.record import record
 from cl_mofo.optim.selection import count
 from cl_mofo.optim.sharded import Traffic, largest_sharded, traffic
 
@@ -168,27 +165,6 @@ def costs(model: Llama, ranks: int, bandwidth: float, latency: float) -> list[Co
     return made
 
 
-def table(projected: list[Cost]) -> Table:
-    made = Table(title="Added to one step by MoFO, per rank (projected)", box=box.SIMPLE)
-    for heading in ("model", "ranks", "part"):
-        made.add_column(heading)
-    for heading in ("collectives", "MB put in", "MB on wire", "ms", "of bytes", "of time"):
-        made.add_column(heading, justify="right")
-    for cost in projected:
-        made.add_row(
-            cost.model if cost.part == "selection" else "",
-            str(cost.ranks) if cost.part == "selection" else "",
-            cost.part,
-            str(cost.collectives),
-            f"{cost.megabytes_in:.3g}",
-            f"{cost.megabytes_on_the_wire:.3g}",
-            f"{cost.milliseconds:.2f}",
-            f"{100 * cost.share_of_bytes:.2g}%",
-            f"{100 * cost.share_of_time:.2g}%",
-        )
-    return made
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2, help="processes that are started here")
@@ -197,7 +173,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--bandwidth", type=float, default=25, help="GB/s in and out of each rank")
     parser.add_argument("--latency", type=float, default=30, help="us, times log2(ranks)")
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--out", type=Path, help="file or folder instead of benchmarks/results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         settings = (arguments.ranks, arguments.rows, arguments.fraction, arguments.repeats, folder)
@@ -209,11 +185,17 @@ def main() -> None:
         for ranks in (8, 64, 512)
         for cost in costs(model, ranks, arguments.bandwidth, arguments.latency)
     ]
-    measured |= {"torch": torch.__version__, "python": platform.python_version()}
-    console = Console(width=110)
-    console.print_json(data={"measured": measured})
-    console.print(table(projected))
-    console.print(
+    counted = {name: measured.pop(name) for name in ("counted", "formula")}
+    record(
+        "sharded",
+        vars(arguments),
+        [measured | counted["counted"]],
+        more={"Added to one step by MoFO, per rank (projected)": [asdict(c) for c in projected]},
+        out=arguments.out,
+        parameters={model.name: model.parameters() for model in MODELS},
+        **counted,
+    )
+    print(
         f"Assumed: {arguments.bandwidth:g} GB/s in and out of each rank; {arguments.latency:g} us x"
         " log2(ranks) for each collective; rings, in which a rank passes on 2 (N-1)/N of what is"
         " all-reduced and (N-1)/N of what is gathered; nothing overlaps. The shares are of the"
@@ -221,15 +203,7 @@ def main() -> None:
         " reduce-scattered, weights gathered), and of the time they take at that bandwidth without"
         " any latency. What each rank computes on its own part is not in the table."
     )
-    if arguments.json:
-        found = {
-            "measured": measured,
-            "assumed": {"bandwidth_GB/s": arguments.bandwidth, "latency_us": arguments.latency},
-            "parameters": {model.name: model.parameters() for model in MODELS},
-            "projected": [asdict(cost) for cost in projected],
-        }
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-    if measured["counted"] != measured["formula"] or measured["selected"] != measured["wanted"]:
+    if counted["counted"] != counted["formula"] or measured["selected"] != measured["wanted"]:
         raise SystemExit("what was counted is not what the formula says")
 
 

@@ -50,9 +50,10 @@ TRACE's 500-example variant with SmolLM2's tokenizer, prompts cut at 1024."""
 SHAPES = {
     "1.1b": (2048, 22, 32, 4, 5632, 32_000),
     "135m": (576, 30, 9, 3, 1536, 49_152),
+    "small": (128, 4, 4, 2, 384, 4096),
     "tiny": (64, 2, 4, 2, 128, 512),
 }
-"""Hidden size, layers, heads, key-value heads, MLP and vocabulary: of TinyLlama, SmolLM2, a toy."""
+"""Hidden size, layers, heads, key-value heads, MLP, vocabulary: TinyLlama's, SmolLM2's, toys'."""
 
 
 def tokenizer(vocabulary: int) -> Any:

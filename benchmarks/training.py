@@ -6,10 +6,10 @@ Compared are (a) a plain loop that batches as TRACE's code does (micro-batches t
 padded on the left, logits of all positions), (b) transformers.Trainer, (c) ours with `sequential`
 and (d) ours with `mofo`. They train copies of the same model on the same examples in the same
 steps, with torch's fused AdamW, a constant learning rate and clipping at 1, in float32 and in
-bfloat16 autocast; task by task in turns, so that noise hits all alike. Ours also tokenises in its
-time; of Trainer only the steps count, not its making for each task. That (a), (b) and (c) do the
-same work is seen from their losses. With --trace, the folder of TRACE's own code, (e) is (a) with
-TRACE's own collator, which tokenises jointly.
+bfloat16 autocast; task by task in turns, so that noise hits all alike. Records are tokenised
+before, for all; of Trainer only the steps count, not its making for each task. That (a), (b) and
+(c) do the same work is seen from their losses. With --trace, the folder of TRACE's own code, (e) is
+(a) with TRACE's own collator, which tokenises jointly.
 
 The ratio is of the whole sequence's times; beside it stand those of single tasks. Peak memory is
 that of a process of its own that takes one step of --memory-task (on CUDA, of the allocator).

@@ -11,6 +11,9 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu" / "run.sh"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
@@ -33,7 +36,7 @@ def results(tmp_path_factory):
 
 
 def test_every_stage_says_when_and_where_it_ran(results):
-    assert set(results) == {"engines", "selection"}
+    assert {"engines", "selection", "training", "scoring"} <= set(results)
     for found in results.values():
         assert found["date"]
         assert found["hardware"]["cpu"]
@@ -69,3 +72,23 @@ def test_what_is_held_is_what_docs_scale_says_of_one_rank(results):
         resting = expected[row["engine"]]
         assert held["between steps"]["cpu"] == pytest.approx(resting, abs=0.1)
         assert held["before the update"]["cpu"] == pytest.approx(resting + 4, abs=0.1)
+
+
+def test_training_is_timed_in_all_its_ways(results):
+    rows = {row["name"]: row for row in results["training"]["rows"]}
+    assert set(rows) == {"AdamW", "MoFO(0.05)", "AdamW, deterministic"}
+    for row in rows.values():
+        assert row["tokens/s"] == pytest.approx(1000 * row["tokens"] / row["ms"])
+        assert 0 < row["mfu of what is computed"] < row["mfu with attention"]
+        # 6 * (73,728 of two layers + 320 of norms + 32,768 of the head) * tokens / time / 989e12
+        mfu = 6 * 106_816 * row["tokens"] / (row["ms"] / 1000) / 989e12
+        assert row["mfu"] == pytest.approx(mfu)
+    sequence = {row["name"]: row for row in results["training"]["more"]["The sequence of tasks"]}
+    assert {"Trainer", "ours, AdamW", "ours, MoFO"} < set(sequence)
+    assert sequence["ours, AdamW"]["loss apart"] < 0.01
+
+
+def test_all_ways_to_answer_generate_as_many_tokens(results):
+    rows = results["scoring"]["rows"]
+    assert {row["tokens"] for row in rows} == {8 * 4 * 4}
+    assert {row["unfinished"] for row in rows} == {8 * 4}
