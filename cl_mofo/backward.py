@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cl_mofo.attention import within_documents
 from cl_mofo.data.batches import MicroBatch, unsupervised
 from cl_mofo.memory import explained
 from cl_mofo.model import without_dropout
@@ -24,7 +25,7 @@ def accumulate(loop: Loop, batch: Sequence[MicroBatch], **kwargs: Any) -> None:
     loop.step_tokens = sum(micro.tokens for micro in batch)
     loop.step_positions = sum(micro.input_ids.numel() for micro in batch)
     loss_here = torch.zeros((), device=loop.device)
-    with _explained(loop, batch):
+    with _explained(loop, batch), _recomputing(loop):
         for micro in _share(loop, batch):
             loop.mbatch = _avalanche_batch(loop, micro)
             loop._before_forward(**kwargs)
@@ -43,13 +44,20 @@ def accumulate(loop: Loop, batch: Sequence[MicroBatch], **kwargs: Any) -> None:
 
 def _explained(loop: Loop, batch: Sequence[MicroBatch]) -> AbstractContextManager[None]:
     """Return the context in which a lack of memory is explained by a batch's micro-batches."""
-    examples, longest = (max(micro.input_ids.shape[i] for micro in batch) for i in (0, 1))
+    largest = max(batch, key=lambda micro: micro.input_ids.numel())
+    longest = max(micro.longest for micro in batch)
+    met = math.ceil(largest.input_ids.numel() / longest)
     doing = (
-        f"a forward and backward pass was made over {examples} examples of up to {longest} tokens "
-        f"(task {loop.plan.task.name}, step {loop.step + 1} of {loop.total_steps})"
+        f"a forward and backward pass was made over {largest.examples} examples of up to {longest} "
+        f"tokens (task {loop.plan.task.name}, step {loop.step + 1} of {loop.total_steps})"
     )
     budget = min(longest, loop.plan.prompt_tokens)
-    return explained(doing, lambda missing: loop.remedies.computing(missing, examples, budget))
+    return explained(doing, lambda missing: loop.remedies.computing(missing, met, budget))
+
+
+def _recomputing(loop: Loop) -> AbstractContextManager[None]:
+    """Return the context of backward passes, which may run parts of the forward pass again."""
+    return within_documents(loop.model) if loop.way.packed else nullcontext()
 
 
 def _share(loop: Loop, batch: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
@@ -83,7 +91,7 @@ def replace_gradients(loop: Loop, batch: Sequence[MicroBatch]) -> torch.Tensor:
     loop.engine.discard_gradients()
     supervised = max(1, sum(micro.supervised for micro in batch))
     total = torch.zeros((), device=loop.device)
-    with without_dropout(loop.model), _explained(loop, batch):
+    with without_dropout(loop.model), _explained(loop, batch), _recomputing(loop):
         for micro in _share(loop, batch):
             loss = loop.loss_on(micro)[1] / supervised
             loop.engine.backward(loss)

@@ -140,8 +140,13 @@ class TrainingConfig(Section):
     learned."""
 
     micro_batch_size: PositiveInt = 8
-    """Most examples in one forward pass on one device; gradients accumulate up to
-    `optimizer.batch_size`."""
+    """What one forward pass on one device takes at most: as many tokens as so many of the step's
+    longest examples, or so many examples where they are padded; gradients accumulate up to
+    `optimizer.batch_size`. With `loss: micro_batches` always so many examples."""
+    packing: bool = True
+    """Let examples follow one another in a row, without padding, each seeing only itself: the same
+    loss and gradient up to rounding. A comparison at the start shows whether the model can; if it
+    cannot, the run says so and pads."""
     group_by_length: bool = False
     """Draw batches of similar lengths; the batches are shuffled, their members are alike."""
     tokenisation: Literal["separate", "joint"] = "separate"

@@ -16,7 +16,7 @@ from cl_mofo.strategy import parse_names
 
 KEPT = ("checkpoint.", "save_model", "training.max_skipped_steps", "evaluation.cache")
 """Keys that say what is kept of a run, or taken from what was, and when it gives up."""
-FREE = ("engine.", "model.device", "model.gradient_checkpointing")
+FREE = ("engine.", "model.device", "model.gradient_checkpointing", "training.packing")
 """Keys that say how a run is computed, not what."""
 FREE_BY_CONTENT = (
     "data.path",

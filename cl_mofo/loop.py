@@ -55,6 +55,7 @@ from cl_mofo.engine import Engine, SingleEngine, check_engine
 from cl_mofo.loopstate import Position, loop_state, set_loop_state
 from cl_mofo.memory import explained
 from cl_mofo.model import LanguageModel
+from cl_mofo.probe import way_of
 from cl_mofo.remedies import Remedies
 from cl_mofo.services import Services
 from cl_mofo.strategy import STEP_PHASES, Strategy, in_order
@@ -158,7 +159,9 @@ class Loop(Services, SupervisedTemplate):
             on_gpu=language_model.device.type != "cpu",
             adapters=len(self.sizes) < len(list(language_model.module.parameters())),
         )
+        longest = max(plan.prompt_tokens + plan.answer_tokens for plan in self.plans) + 1
         with explained("the model is prepared for training", self.remedies.holding):
+            self.way = way_of(language_model, recipe, longest)
             self.engine.prepare(language_model, self._make_optimizer)
         super().__init__(
             model=self.engine.module,

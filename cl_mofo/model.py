@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from urllib.request import getproxies
 import torch
 from torch.nn import functional as F
 
+from cl_mofo.attention import within_documents
 from cl_mofo.compat import repair_torchvision
 from cl_mofo.config import TINY, ModelConfig
 from cl_mofo.data.batches import IGNORED, MicroBatch
@@ -224,27 +226,41 @@ def supervised_logits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits that predict supervised labels, and those labels.
 
-    Only the positions from the first supervised one on go through the model's head, which for a
-    large vocabulary costs more memory than the rest of the forward pass.
+    Only these positions go through the model's head, which for a large vocabulary costs more memory
+    than the rest of the forward pass; of padded rows, those from the first supervised one on.
 
     Args:
         module: a causal language model of transformers'.
-        batch: on its device.
+        batch: on its device. If it is packed, a backward pass with gradient checkpointing has to
+            be made `within_documents` too.
         forward: what to call; the module itself by default.
 
     Returns:
-        logits [examples, positions, vocabulary], labels [examples, positions]
+        logits [rows, positions, vocabulary], labels [rows, positions]
     """
+    forward, keeps = forward or module, _keeps_logits(type(module).forward)
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if not batch.padding_free:
+    if batch.documents is not None:
+        kept = batch.documents.predicting
+        inputs |= {"position_ids": batch.documents.positions, "documents": batch.documents}
+        with within_documents(module):
+            logits = forward(**inputs, **({"logits_to_keep": kept} if keeps else {})).logits
+        # The row's last token predicts nothing; it stands for a row of one token.
+        labels = batch.labels[:, (kept + 1) % batch.labels.shape[1]]
+        return logits if keeps else logits[:, kept], labels
+    if batch.masked:
         inputs["attention_mask"] = batch.attention_mask
     start = max(batch.first - 1, 0)
-    keep = batch.input_ids.shape[1] - start
-    if "logits_to_keep" in inspect.signature(module.forward).parameters:
-        logits = (forward or module)(**inputs, logits_to_keep=keep).logits
+    if keeps:
+        logits = forward(**inputs, logits_to_keep=batch.input_ids.shape[1] - start).logits
     else:
-        logits = (forward or module)(**inputs).logits[:, start:]
+        logits = forward(**inputs).logits[:, start:]
     return logits[:, :-1], batch.labels[:, start + 1 :]
+
+
+@cache
+def _keeps_logits(forward: Callable[..., Any]) -> bool:
+    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

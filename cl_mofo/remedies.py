@@ -35,7 +35,8 @@ class Remedies:
 
         Args:
             missing: what was.
-            examples: most that went through the model at once, at least 1.
+            examples: how many of the longest have the tokens that went through the model at once,
+                rounded up.
             prompt: most tokens that their prompts may have had.
         """
         if self._host_beside_gpu(missing):
@@ -46,7 +47,8 @@ class Remedies:
             if training.loss == "micro_batches":
                 same = "training.loss=micro_batches then weighs examples a little otherwise"
             ways.append(
-                f"training.micro_batch_size={examples // 2} (here {examples} examples met; {same})"
+                f"training.micro_batch_size={examples // 2} (here the tokens of {examples} long "
+                f"examples met; {same})"
             )
         if not self.recipe.model.gradient_checkpointing:
             ways.append(

@@ -116,6 +116,10 @@ class TaskSequence:
         """
         self._check_room()
         self.observer.started(self.recipe, self.plans, self.folder.path)
+        if self.loop.way.refused is not None:
+            told = f"examples are padded, as they cannot be packed: {self.loop.way.refused}"
+            self.folder.log.warning(told)
+            self.observer.warned(told)
         self._remember_origin()
         self._restore(checkpoint, kept)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 
 from cl_mofo.config import Recipe
-from cl_mofo.data.batches import MicroBatch, micro_batches
+from cl_mofo.data.batches import MicroBatch
+from cl_mofo.data.division import Way, micro_batches
 from cl_mofo.data.encoded import encode_records
 from cl_mofo.data.plan import TaskPlan, encoder_for
 from cl_mofo.data.records import Record
@@ -34,6 +34,7 @@ class Services:
     sizes: Mapping[str, int]
     task_index: int
     pad: int
+    way: Way
     frozen: frozenset[str] = frozenset()
 
     def _owner(self, phase: str) -> Strategy:
@@ -51,13 +52,15 @@ class Services:
 
     def micro_batches(self, examples: Sequence[Example]) -> list[MicroBatch]:
         """Split examples into forward passes, of which every rank gets its share."""
-        size, by_token = (
-            self.recipe.training.micro_batch_size,
-            self.recipe.training.loss == "tokens",
+        training = self.recipe.training
+        return micro_batches(
+            examples,
+            training.micro_batch_size,
+            self.pad,
+            way=self.way,
+            ranks=self.engine.ranks.count,
+            together=training.loss == "micro_batches",
         )
-        if by_token:  # then how examples meet in micro-batches is a matter of speed
-            size = min(size, math.ceil(len(examples) / self.engine.ranks.count))
-        return micro_batches(examples, size, self.pad, sort=by_token)
 
     def loss_on(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a micro-batch's logits and its loss summed over supervised tokens.

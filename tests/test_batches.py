@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cl_mofo.data.batches import IGNORED, collate, epoch_order, micro_batches, sorted_chunks
+from cl_mofo.data.batches import IGNORED, collate, epoch_order, sorted_chunks
 from cl_mofo.data.tokenise import Example
 
 EXAMPLES = [Example((9, 5, 6, 2), 2), Example((9, 7, 2), 2), Example((9, 5, 5, 5, 2), 1)]
@@ -17,7 +17,7 @@ def test_padding_is_right_and_labels_are_masked_by_position():
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert batch.labels.tolist() == [[IGNORED, IGNORED, 6, 2], [IGNORED, 7, 2, IGNORED]]
     assert (batch.tokens, batch.supervised, batch.first) == (7, 4, 1)
-    assert not batch.padding_free
+    assert batch.masked
 
 
 def test_a_label_without_a_position_before_it_is_not_learned():
@@ -31,18 +31,6 @@ def test_a_batch_moves_whole():
     assert moved.input_ids.is_meta
     assert moved.labels.is_meta
     assert moved.supervised == 5
-
-
-def test_micro_batches_hold_every_example_once_and_the_longest_first():
-    parts = micro_batches(EXAMPLES, 2, pad=0)
-    assert [part.input_ids.shape[0] for part in parts] == [2, 1]
-    assert [part.input_ids.shape[1] for part in parts] == [5, 3]
-    assert sum(part.supervised for part in parts) == 5
-
-
-def test_micro_batches_can_keep_the_order_drawn():
-    parts = micro_batches([EXAMPLES[i] for i in (1, 2, 0)], 2, pad=0, sort=False)
-    assert [part.input_ids.shape for part in parts] == [(2, 5), (1, 4)]
 
 
 sizes = st.integers(1, 60)

@@ -307,7 +307,8 @@ def test_warmup_is_a_share_of_the_tasks_steps(tiny):
 def test_grouping_by_length_pads_less(tiny):
     padding = []
     for grouped in (False, True):
-        loop = build(tiny, f"training.group_by_length={grouped}", "tasks.only=[MeetingBank]")
+        grouping = f"training.group_by_length={grouped}"
+        loop = build(tiny, grouping, "training.packing=false", "tasks.only=[MeetingBank]")
         (experience,) = stream(32, ["MeetingBank"])
         learn(loop, [experience])
         batches = [part for batch in loop_batches(loop, experience) for part in batch]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -18,18 +18,46 @@ MEGABATCH = 50
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """The tensors of one forward pass, padded on the right.
+class Documents:
+    """Where the examples lie that follow one another in a single row, and see only themselves.
 
     Args:
-        input_ids: [examples, length] token ids.
-        attention_mask: [examples, length], 0 on padding.
-        labels: [examples, length], the id to learn, `IGNORED` on prompts and padding. A label
+        lengths: tokens of each, in the row's order.
+        starts: int32 [examples + 1], where each begins, and the row's end.
+        positions: [1, length], each token's place within its example.
+        predicting: [labels], the places in the row whose logits predict a supervised label; one
+            at least, as a model cannot be asked for none.
+    """
+
+    lengths: tuple[int, ...]
+    starts: torch.Tensor
+    positions: torch.Tensor
+    predicting: torch.Tensor
+
+    def to(self, device: torch.device) -> Documents:
+        """Return them on a device."""
+        return replace(
+            self,
+            starts=self.starts.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            predicting=self.predicting.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The tensors of one forward pass: examples padded on the right, or packed into one row.
+
+    Args:
+        input_ids: [rows, length] token ids.
+        attention_mask: [rows, length], 0 on padding.
+        labels: [rows, length], the id to learn, `IGNORED` on prompts and padding. A label
             stands at its own token's position; the model predicts it one position earlier.
         tokens: how many ids are no padding.
         supervised: how many labels are learned.
-        first: the first position at which any example has a supervised label.
-        padding_free: whether all examples are of one length.
+        first: the first position at which any row has a supervised label.
+        masked: whether the model has to be told which tokens are padding.
+        documents: the examples of the single row; None where each row is one.
     """
 
     input_ids: torch.Tensor
@@ -38,27 +66,38 @@ class MicroBatch:
     tokens: int
     supervised: int
     first: int
-    padding_free: bool
+    masked: bool
+    documents: Documents | None = None
+
+    @property
+    def examples(self) -> int:
+        """How many examples go through the model at once."""
+        return len(self.documents.lengths) if self.documents else len(self.input_ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max(self.documents.lengths) if self.documents else self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the batch on a device."""
-        return MicroBatch(
-            self.input_ids.to(device, non_blocking=True),
-            self.attention_mask.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.tokens,
-            self.supervised,
-            self.first,
-            self.padding_free,
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            attention_mask=self.attention_mask.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            documents=self.documents and self.documents.to(device),
         )
 
 
-def collate(examples: Sequence[Example], pad: int) -> MicroBatch:
+def collate(examples: Sequence[Example], pad: int, *, masked: bool = True) -> MicroBatch:
     """Pad examples on the right to the longest of them.
 
     Args:
         examples: at least one.
         pad: the id that fills; it is never attended to or learned, so it may equal any token's.
+        masked: whether the model has to be told of padding. Where no token sees what follows it,
+            padding on the right changes nothing that is learned.
     """
     width = max(len(example) for example in examples)
     shape = (len(examples), width)
@@ -69,9 +108,41 @@ def collate(examples: Sequence[Example], pad: int) -> MicroBatch:
         end = len(example)
         ids[row, :end] = example.ids
         mask[row, :end] = 1
-        labels[row, end - example.supervised : end] = example.ids[end - example.supervised :]
+        labels[row, :end] = _labels(example)
+    masked = masked and not mask.all()
+    return _micro_batch(ids, mask, labels, masked=masked)
+
+
+def pack(examples: Sequence[Example]) -> MicroBatch:
+    """Put examples one after another into one row, without padding.
+
+    Args:
+        examples: at least one.
+    """
+    lengths = tuple(len(example) for example in examples)
+    ids = np.concatenate([np.asarray(example.ids, dtype=np.int64) for example in examples])
+    labels = np.concatenate([_labels(example) for example in examples])
+    predicting = np.flatnonzero(labels != IGNORED) - 1
+    documents = Documents(
+        lengths,
+        starts=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        positions=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
+        predicting=torch.from_numpy(predicting if predicting.size else np.zeros(1, np.int64)),
+    )
+    batch = _micro_batch(ids[None], np.ones_like(ids[None]), labels[None], masked=False)
+    return replace(batch, documents=documents)
+
+
+def _labels(example: Example) -> NDArray[np.int64]:
+    labels = np.asarray(example.ids, dtype=np.int64)
     # The first token of a sequence has no position before it to be predicted from.
-    labels[:, 0] = IGNORED
+    labels[: max(1, len(example) - example.supervised)] = IGNORED
+    return labels
+
+
+def _micro_batch(
+    ids: NDArray[np.int64], mask: NDArray[np.int64], labels: NDArray[np.int64], *, masked: bool
+) -> MicroBatch:
     supervised = labels != IGNORED
     return MicroBatch(
         torch.from_numpy(ids),
@@ -79,8 +150,8 @@ def collate(examples: Sequence[Example], pad: int) -> MicroBatch:
         torch.from_numpy(labels),
         tokens=int(mask.sum()),
         supervised=int(supervised.sum()),
-        first=int(supervised.any(axis=0).argmax()) if supervised.any() else width,
-        padding_free=bool(mask.all()),
+        first=int(supervised.any(axis=0).argmax()) if supervised.any() else ids.shape[1],
+        masked=masked,
     )
 
 
@@ -94,7 +165,7 @@ def unsupervised(batch: MicroBatch) -> MicroBatch:
         tokens=0,
         supervised=0,
         first=1,
-        padding_free=True,
+        masked=False,
     )
 
 
@@ -112,27 +183,11 @@ def epoch_order(
     generator = np.random.default_rng(np.random.SeedSequence(list(seed)))
     order = generator.permutation(len(lengths)).tolist()
     if not group_by_length:
-        return _chunks(order, batch_size)
+        return chunks(order, batch_size)
     batches: list[list[int]] = []
-    for group in _chunks(order, batch_size * MEGABATCH):
-        batches += _chunks(sorted(group, key=lambda i: -lengths[i]), batch_size)
+    for group in chunks(order, batch_size * MEGABATCH):
+        batches += chunks(sorted(group, key=lambda i: -lengths[i]), batch_size)
     return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def micro_batches(
-    examples: Sequence[Example], size: int, pad: int, *, sort: bool = True
-) -> list[MicroBatch]:
-    """Split a step's examples into forward passes.
-
-    Args:
-        examples: those of the step, in the order drawn.
-        size: most examples in a forward pass.
-        pad: the id that fills.
-        sort: put similar lengths together, which pads less. Not where the loss is a mean over
-            micro-batches: there, which examples meet in one decides their weight.
-    """
-    ordered = sorted(examples, key=lambda e: -len(e)) if sort else examples
-    return [collate(part, pad) for part in _chunks(ordered, size)]
 
 
 def sorted_chunks(lengths: Iterable[int], size: int) -> list[NDArray[np.int64]]:
@@ -144,5 +199,6 @@ def sorted_chunks(lengths: Iterable[int], size: int) -> list[NDArray[np.int64]]:
 T = TypeVar("T")
 
 
-def _chunks(items: Sequence[T], size: int) -> list[list[T]]:
+def chunks(items: Sequence[T], size: int) -> list[list[T]]:
+    """Return items in lists of a size, the last perhaps shorter."""
     return [list(items[i : i + size]) for i in range(0, len(items), size)]
