@@ -18,6 +18,8 @@ from benchmarks.plots import PLOTS
 from benchmarks.record import RESULTS, ROOT, headings, said_of, shown
 from benchmarks.sections import SECTIONS
 
+GPU_RESULTS = ROOT / "docs" / "results" / "gpu"
+
 Record = Mapping[str, Any]
 
 OPENING = """# Performance
@@ -94,7 +96,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--gpu", type=Path, default=ROOT / "docs" / "results" / "gpu")
+    parser.add_argument("--gpu", type=Path, default=GPU_RESULTS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     arguments = parser.parse_args()
     cpu = read(arguments.results)

@@ -11,6 +11,7 @@
 #     MODEL    a checkpoint's folder for training and scoring; the embedded model without it
 #     DATA     a TRACE folder; the embedded suite without it
 #     TRACE    the folder of TRACE's own code, if its collator is to be compared too
+#     AUTHORS  the optimizer of MoFO's authors, a file or a folder, if it is to be compared too
 #     THREADS  torch's threads (2)
 #     PYTHON   the interpreter; .venv/bin/python if there is one, else python3
 set -uo pipefail
@@ -37,7 +38,7 @@ stage() { # stage NAME MINUTES MODULE [ARGUMENT...]: MINUTES is what it takes, t
 
 # Texts are cut at 512 + 256 tokens, for the logits of 16 longer ones, which the others compute at
 # all positions, do not fit beside four copies of a model; float32 on the tasks of short texts.
-stage optimizer 2 optimizer --threads "$threads"
+stage optimizer 3 optimizer --threads "$threads" ${AUTHORS:+--authors "$AUTHORS"}
 stage training 8 training "${what[@]}" "${trace[@]}" --precision bfloat16 \
     --prompt-tokens 512 --answer-tokens 256 --memory-task Py150 --out benchmarks/results/training.json
 stage training-float32 2 training "${what[@]}" "${trace[@]}" --precision float32 \

@@ -286,4 +286,10 @@ def test_every_script_says_what_it_compares():
         text = path.read_text()
         if "def main()" in text:
             assert re.search(r"python (-m benchmarks\.|benchmarks/)", text), path.name
-            assert "description=__doc__" in text, path.name
+            assert re.search(r"(description=|parser\()__doc__", text), path.name
+
+
+def test_the_page_is_the_one_that_the_kept_files_give():
+    text = (record.ROOT / "docs" / "performance.md").read_text()
+    measured = [page.read(folder) for folder in (record.RESULTS, page.GPU_RESULTS)]
+    assert text == page.page(*measured)
