@@ -47,6 +47,7 @@ stage() { # stage NAME SECONDS [ARGUMENT...]
 }
 
 stage selection 90 "$@"
+stage optimizer 90 "$@"
 stage training 190 "$@"
 stage scoring 70 "$@"
 stage engines 190 "$@"

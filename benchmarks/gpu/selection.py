@@ -9,6 +9,7 @@ than 0 is a fault.
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -22,6 +23,9 @@ from cl_mofo.optim import MoFO
 from cl_mofo.optim.reference import reference_selection
 from cl_mofo.optim.selection import count, largest, largest_on_device
 from cl_mofo.optim.sharded import largest_sharded
+from cl_mofo.optim.shards import shards_of
+from cl_mofo.optim.step import new_state
+from cl_mofo.optim.work import Work
 
 FRACTIONS = (0.001, 0.05, 1)
 LENGTHS = {"1.1b": (1, 70_001, 2048 * 5632), "tiny": (1, 1000, 70_001)}
@@ -47,6 +51,29 @@ def by_sharding(values: Tensor, k: int) -> Tensor:
     return next(largest_sharded([values], [k], [values.numel()], None))
 
 
+def by_triton(values: Tensor, k: int) -> Tensor:
+    """Step a tensor of ones, whose gradients leave its moments as they are, and see what moved."""
+    from cl_mofo.optim.triton_step import TritonStep
+
+    options = {"lr": 1.0, "betas": (0.0, 0.9), "eps": 0.0, "weight_decay": 0.5, "decay": "selected"}
+    options["update_fraction"] = f"{k}/{values.numel()}"
+    param = torch.ones_like(values)
+    state = new_state(param)
+    state["exp_avg"].copy_(values)
+    state["exp_avg_sq"].fill_(math.inf)
+    item = Work(options, param, values, shards_of("values", param), state)
+    path = TritonStep(values.device.type)
+    assert path.takes(item)
+    path.step([item], None)
+    return (param != 1).nonzero()[:, 0]
+
+
+def of_triton(device: str, values: Tensor) -> bool:
+    """Tell whether there are kernels, on this device and for these values, to compare."""
+    there = device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    return there and values.dtype == torch.float32 and bool(values.isfinite().all())
+
+
 def wrong(expected: Tensor, found: Tensor) -> int:
     """Return how many entries one has and the other has not."""
     mask = torch.zeros_like(expected)
@@ -59,6 +86,7 @@ def of_values(size: str, device: str) -> list[dict]:
         "largest": largest,
         "largest_on_device": largest_on_device,
         "largest_sharded": by_sharding,
+        "Triton": by_triton,
     }
     rows = []
     for length in LENGTHS[size]:
@@ -76,6 +104,7 @@ def of_values(size: str, device: str) -> list[dict]:
                         "mismatches": wrong(expected, select(there, k)),
                     }
                     for name, select in selections.items()
+                    if name != "Triton" or of_triton(device, values)
                 ]
     return rows
 
