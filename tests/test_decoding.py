@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cl_mofo.config import EvaluationConfig
 from cl_mofo.data.tokenise import Encoder
-from cl_mofo.evaluation import decoding
+from cl_mofo.evaluation import context, decoding
 from cl_mofo.evaluation.backend import Question
 from cl_mofo.evaluation.batching import batches
 from cl_mofo.evaluation.decoding import Decoder, fits, sampled
@@ -99,7 +99,9 @@ def model(request):
 KINDS = (Decoder, Library)
 
 
-def test_greedy_answers_are_transformers(model):
+@pytest.mark.parametrize("pass_tokens", [1, 20, context.WORTH_A_PASS])
+def test_greedy_answers_are_transformers(model, monkeypatch, pass_tokens):
+    monkeypatch.setattr(context, "WORTH_A_PASS", pass_tokens)
     config = EvaluationConfig()
     encoder = encoder_of(model, config)
     with evaluating(model):
@@ -136,6 +138,7 @@ def test_the_loss_is_that_of_a_plain_forward_pass(model, monkeypatch):
             logits = model.module(ids).logits[0, len(question.prompt) - 1 : -1]
         right = torch.tensor(question.reference)
         expected.append(torch.nn.functional.cross_entropy(logits, right, reduction="sum").item())
+    monkeypatch.setattr(context, "WORTH_A_PASS", 1)
     plain = Decoder(model, Encoder(Numbers(-1), 16, BUDGET - 1), EvaluationConfig())
     with evaluating(model):
         unmeasured = plain.generate([Question(q.prompt) for q in asked])
@@ -204,6 +207,16 @@ def test_other_models_answer_too(name):
                 assert model.module(torch.tensor([ids])).logits[0, -1].argmax() == int(token)
             ids.append(int(token))
         assert one.loss is None
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40))
+def test_prompts_are_read_with_little_padding(lengths):
+    lengths.sort(reverse=True)
+    groups = [lengths[rows] for rows in context.alike(lengths)]
+    assert [length for group in groups for length in group] == lengths
+    for group in groups:
+        wide = [n for i, n in enumerate(group) if sum(group[:i]) >= context.WORTH_A_PASS]
+        assert all(n >= (1 - context.PADDING) * group[0] for n in wide)
 
 
 @given(

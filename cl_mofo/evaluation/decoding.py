@@ -6,7 +6,6 @@ and from there answers are generated. Rows whose answers have ended leave the ba
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from cl_mofo.config import EvaluationConfig
 from cl_mofo.data.batches import IGNORED
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.evaluation.backend import Generated, Question, budget
+from cl_mofo.evaluation.context import Context
 from cl_mofo.model import LanguageModel
 
 LEAVE = 0.25
@@ -70,7 +70,7 @@ class Decoder:
     def generate(self, batch: Sequence[Question]) -> list[Generated]:
         """Answer questions, and measure the loss on their references where they have one."""
         with self._language_model.autocast():
-            context = _Context(self._language_model, [q.prompt for q in batch], self._budget)
+            context = Context(self._language_model, [q.prompt for q in batch], self._budget)
             logits = context.read_prompts()
             losses: list[float] | None = None
             if batch[0].reference is not None:
@@ -82,7 +82,7 @@ class Decoder:
         ]
 
     def _decode(
-        self, context: _Context, logits: torch.Tensor, batch: Sequence[Question]
+        self, context: Context, logits: torch.Tensor, batch: Sequence[Question]
     ) -> tuple[list[list[int]], set[int]]:
         answers: list[list[int]] = [[] for _ in batch]
         settled: set[int] = set()
@@ -148,75 +148,8 @@ def sampled(
     return torch.searchsorted(heights, wanted, right=True)[:, 0]
 
 
-class _Context:
-    """What the model has read of a batch: its cache, padding, and position.
-
-    Args:
-        language_model: the model.
-        prompts: token ids, at least one each.
-        room: ids that will follow at most.
-    """
-
-    def __init__(
-        self, language_model: LanguageModel, prompts: Sequence[Sequence[int]], room: int
-    ) -> None:
-        from cl_mofo.evaluation.room import roomy
-
-        self._module, device = language_model.module, language_model.device
-        width = max(map(len, prompts))
-        ids = np.zeros((len(prompts), width), dtype=np.int64)
-        mask = np.ones((len(prompts), width + room), dtype=bool)
-        pads = [width - len(prompt) for prompt in prompts]
-        for row, (pad, prompt) in enumerate(zip(pads, prompts, strict=True)):
-            ids[row, pad:], mask[row, :pad] = prompt, False
-        self._prompts = torch.from_numpy(ids).to(device)
-        padded = any(pads)
-        self._mask = torch.from_numpy(mask).to(device) if padded else None
-        self._pads = torch.tensor(pads, device=device)[:, None] if padded else None
-        self._cache = roomy(self._module.config, width + room)
-        self._read = 0
-        self._restricts = "logits_to_keep" in inspect.signature(self._module.forward).parameters
-
-    def read_prompts(self) -> torch.Tensor:
-        """Read the prompts; return the logits [rows, vocabulary] of what follows them."""
-        return self.read(self._prompts, keep=1)[:, -1]
-
-    def read(self, ids: torch.Tensor, keep: int = 0) -> torch.Tensor:
-        """Read more; return the logits [rows, positions, vocabulary], if `keep` of the last few.
-
-        Args:
-            ids: [rows, positions]; what stands right of a row's end disturbs nothing before it.
-            keep: how many positions are wanted.
-        """
-        start, end = self._read, self._read + ids.shape[1]
-        inputs: dict[str, Any] = {"logits_to_keep": keep} if keep and self._restricts else {}
-        if self._mask is not None and self._pads is not None:
-            positions = torch.arange(start, end, device=ids.device) - self._pads
-            inputs |= {"attention_mask": self._mask[:, :end], "position_ids": positions.clamp_(0)}
-        output = self._module(ids, past_key_values=self._cache, use_cache=True, **inputs)
-        self._read = end
-        logits: torch.Tensor = output.logits
-        return logits
-
-    def fork(self) -> _Context:
-        """Return a context that reads on from here; this one waits until that is done with."""
-        from cl_mofo.evaluation.room import fork
-
-        forked = copy.copy(self)
-        forked._cache = fork(self._cache)
-        return forked
-
-    def keep(self, rows: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
-        """Let all other rows leave; return the tokens of those that stay."""
-        chosen = torch.tensor(rows, device=tokens.device)
-        self._cache.batch_select_indices(chosen)
-        if self._mask is not None and self._pads is not None:
-            self._mask, self._pads = self._mask[chosen], self._pads[chosen]
-        return tokens[chosen]
-
-
 def _losses(
-    context: _Context, logits: torch.Tensor, references: Sequence[Sequence[int]]
+    context: Context, logits: torch.Tensor, references: Sequence[Sequence[int]]
 ) -> list[float]:
     """Return each reference's loss in nats, summed over its ids.
 

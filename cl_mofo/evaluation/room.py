@@ -20,21 +20,26 @@ class _Roomy(DynamicLayer):
     reading the weights of a small model.
 
     Args:
+        rows: sequences.
         tokens: positions for which there is room.
     """
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, rows: int, tokens: int) -> None:
         super().__init__()
-        self._tokens = tokens
+        self._rows, self._tokens = rows, tokens
 
     def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
         super().lazy_initialization(key_states, value_states)
-        self._all = [self._empty(key_states), self._empty(value_states)]
-        self.keys, self.values = (whole[:, :, :0] for whole in self._all)
+        # What is masked must still be a number.
+        self._all = [
+            states.new_zeros((self._rows, states.shape[1], self._tokens, states.shape[3]))
+            for states in (key_states, value_states)
+        ]
+        self.hold(0)
 
-    def _empty(self, states: torch.Tensor) -> torch.Tensor:
-        examples, heads, _, size = states.shape
-        return states.new_empty((examples, heads, self._tokens, size))
+    def hold(self, tokens: int) -> None:
+        """Take so many positions as read."""
+        self.keys, self.values = (whole[:, :, :tokens] for whole in self._all)
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.is_initialized:
@@ -43,30 +48,62 @@ class _Roomy(DynamicLayer):
         end = start + key_states.shape[2]
         for whole, new in zip(self._all, (key_states, value_states), strict=True):
             whole[:, :, start:end] = new
-        self.keys, self.values = (whole[:, :, :end] for whole in self._all)
+        self.hold(end)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         held = self.keys.shape[2]
-        chosen = [self.keys[indices], self.values[indices]]
-        self._all = [self._empty(states) for states in chosen]
-        for whole, states in zip(self._all, chosen, strict=True):
-            whole[:, :, :held] = states
-        self.keys, self.values = (whole[:, :, :held] for whole in self._all)
+        shape = (len(indices), self.keys.shape[1], self._tokens)
+        chosen = [whole.new_empty((*shape, whole.shape[3])) for whole in self._all]
+        for whole, new in zip(self._all, chosen, strict=True):
+            new[:, :, :held] = whole[indices, :, :held]
+        self._all = chosen
+        self.hold(held)
 
 
-def roomy(config: Any, tokens: int) -> DynamicCache:
+class _Part(_Roomy):
+    """Some rows of a layer, from a position on."""
+
+    def __init__(self, layer: _Roomy, rows: slice, start: int) -> None:
+        super().__init__(0, 0)
+        self._layer, self._chosen, self._start = layer, rows, start
+
+    def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
+        super().lazy_initialization(key_states, value_states)
+        if not self._layer.is_initialized:
+            self._layer.lazy_initialization(key_states, value_states)
+        self._all = [whole[self._chosen, :, self._start :] for whole in self._layer._all]
+        self.hold(0)
+
+
+def roomy(config: Any, rows: int, tokens: int) -> DynamicCache:
     """Return an empty cache for a model.
 
     Args:
         config: the model's.
+        rows: sequences.
         tokens: that will be appended at most.
     """
     cache = DynamicCache(config=config)
     cache.layers = [
-        _Roomy(tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers
+        _Roomy(rows, tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
+
+
+def part(cache: DynamicCache, rows: slice, start: int) -> DynamicCache | None:
+    """Return a cache that is some rows of another from a position on; None if it has no such."""
+    if not all(isinstance(layer, _Roomy) for layer in cache.layers):
+        return None
+    chosen = copy.copy(cache)
+    chosen.layers = [_Part(layer, rows, start) for layer in cache.layers]
+    return chosen
+
+
+def hold(cache: DynamicCache, tokens: int) -> None:
+    """Take so many positions of a cache as read, by way of its parts."""
+    for layer in cache.layers:
+        layer.hold(tokens)
 
 
 def fork(cache: DynamicCache) -> DynamicCache:

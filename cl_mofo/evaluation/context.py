@@ -1,0 +1,122 @@
+"""What a model has read of a batch of sequences, and reading on from there."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cl_mofo.model import LanguageModel
+
+PADDING = 0.1
+"""Share of padding in a row from which on prompts are read in another pass."""
+WORTH_A_PASS = 256
+"""Fewest tokens of a pass over prompts; on fewer, what a pass costs besides would weigh."""
+
+
+class Context:
+    """What the model has read of a batch: its cache, padding, and position.
+
+    Args:
+        language_model: the model.
+        prompts: token ids, at least one each.
+        room: ids that will follow at most.
+    """
+
+    def __init__(
+        self, language_model: LanguageModel, prompts: Sequence[Sequence[int]], room: int
+    ) -> None:
+        from cl_mofo.evaluation.room import roomy
+
+        self._module, device = language_model.module, language_model.device
+        width = max(map(len, prompts))
+        ids = np.zeros((len(prompts), width), dtype=np.int64)
+        mask = np.ones((len(prompts), width + room), dtype=bool)
+        self._lengths = list(map(len, prompts))
+        pads = [width - length for length in self._lengths]
+        for row, (pad, prompt) in enumerate(zip(pads, prompts, strict=True)):
+            ids[row, pad:], mask[row, :pad] = prompt, False
+        self._prompts = torch.from_numpy(ids).to(device)
+        padded = any(pads)
+        self._mask = torch.from_numpy(mask).to(device) if padded else None
+        self._pads = torch.tensor(pads, device=device)[:, None] if padded else None
+        self._cache = roomy(self._module.config, len(prompts), width + room)
+        self._read = 0
+        self._restricts = "logits_to_keep" in inspect.signature(self._module.forward).parameters
+
+    def read_prompts(self) -> torch.Tensor:
+        """Read the prompts; return the logits [rows, vocabulary] of what follows them.
+
+        They are read in groups of similar lengths, so that little padding is computed on.
+        """
+        from cl_mofo.evaluation.room import hold, part
+
+        width = self._prompts.shape[1]
+        found = []
+        for rows in alike(self._lengths):
+            start = width - max(self._lengths[rows])
+            cache = part(self._cache, rows, start)
+            if cache is None:
+                return self.read(self._prompts, keep=1)[:, -1]
+            group = copy.copy(self)
+            group._cache, group._read = cache, 0
+            if self._mask is not None and self._pads is not None:
+                group._mask, group._pads = self._mask[rows, start:], self._pads[rows] - start
+                if not group._pads.any():
+                    group._mask = None
+            found.append(group.read(self._prompts[rows, start:], keep=1)[:, -1])
+        hold(self._cache, width)
+        self._read = width
+        return torch.cat(found)
+
+    def read(self, ids: torch.Tensor, keep: int = 0) -> torch.Tensor:
+        """Read more; return the logits [rows, positions, vocabulary], if `keep` of the last few.
+
+        Args:
+            ids: [rows, positions]; what stands right of a row's end disturbs nothing before it.
+            keep: how many positions are wanted.
+        """
+        start, end = self._read, self._read + ids.shape[1]
+        inputs: dict[str, Any] = {"logits_to_keep": keep} if keep and self._restricts else {}
+        if self._mask is not None and self._pads is not None:
+            positions = torch.arange(start, end, device=ids.device) - self._pads
+            inputs |= {"attention_mask": self._mask[:, :end], "position_ids": positions.clamp_(0)}
+        output = self._module(ids, past_key_values=self._cache, use_cache=True, **inputs)
+        self._read = end
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def fork(self) -> Context:
+        """Return a context that reads on from here; this one waits until that is done with."""
+        from cl_mofo.evaluation.room import fork
+
+        forked = copy.copy(self)
+        forked._cache = fork(self._cache)
+        return forked
+
+    def keep(self, rows: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+        """Let all other rows leave; return the tokens of those that stay."""
+        chosen = torch.tensor(rows, device=tokens.device)
+        self._cache.batch_select_indices(chosen)
+        if self._mask is not None and self._pads is not None:
+            self._mask, self._pads = self._mask[chosen], self._pads[chosen]
+        return tokens[chosen]
+
+
+def alike(lengths: Sequence[int]) -> list[slice]:
+    """Divide rows, the longest first, into groups that are read with little padding.
+
+    Args:
+        lengths: tokens of each row.
+    """
+    groups, start, tokens = [], 0, 0
+    for row, length in enumerate(lengths):
+        if tokens >= WORTH_A_PASS and length < (1 - PADDING) * lengths[start]:
+            groups.append(slice(start, row))
+            start, tokens = row, 0
+        tokens += length
+    return [*groups, slice(start, len(lengths))]
