@@ -50,5 +50,5 @@ stage selection 90 "$@"
 stage optimizer 90 "$@"
 stage training 190 "$@"
 stage scoring 70 "$@"
-stage engines 190 "$@"
+stage engines 160 "$@"
 exit $failed
