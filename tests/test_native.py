@@ -43,7 +43,7 @@ def moved(first_moment, k, ranges, dtype):
     grad, m = torch.zeros_like(param), first_moment.clone()
     scratch = torch.empty(len(m), dtype=torch.int32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_ranges", lambda n: ranges)
+        patch.setattr(native, "_ranges", lambda n: (ranges, min(ranges, 2)))
         native.library(dtype).step(param, grad, m, torch.zeros_like(m), HALVE, k, scratch)
     assert torch.equal(m, first_moment)
     assert set(param.tolist()) <= {0.5, 1.0}
@@ -102,7 +102,7 @@ def test_it_moves_what_a_sort_puts_first_at_any_size(data):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fraction", [0.05, 0.2, None])
 def test_on_several_threads_it_is_the_reference(dtype, fraction, monkeypatch):
-    monkeypatch.setattr(native, "_ranges", lambda n: 3)
+    monkeypatch.setattr(native, "_ranges", lambda n: (5, 3))
     generator = torch.Generator().manual_seed(0)
     shape, options = (211, 503), {"lr": 0.01, "weight_decay": 0.1, "update_fraction": fraction}
     expected = torch.randn(shape, generator=generator).to(dtype)

@@ -50,7 +50,8 @@ typedef struct {
     real *m, *v;
     uint32_t *noted;  /* n of them */
     int64_t n, k;     /* k entries of n move, 1 <= k <= n < 2^32 */
-    int64_t ranges;   /* worked on in parallel, 1 to MOST_RANGES */
+    int64_t ranges;   /* taken by whichever thread is free, 1 to MOST_RANGES */
+    int64_t threads;
     double weight, beta2, rest2;  /* 1 - beta1, beta2, 1 - beta2 */
     double shrink, step_size, correction, eps;
     void (*root)(int64_t, const real *, real *, int64_t); /* torch's square root; 0: the exact one */
@@ -201,7 +202,7 @@ static int64_t list(const real *m, int64_t from, int64_t to, bits low, bits widt
 static int64_t pass_1(const Tensor *t, Band b, int update, int64_t *bins) {
     int64_t total = 0;
     for (int i = 0; i < BINS; i++) bins[i] = 0;
-#pragma omp parallel for num_threads(t->ranges) schedule(static) if (t->ranges > 1)
+#pragma omp parallel for num_threads(t->threads) schedule(dynamic) if (t->threads > 1)
     for (int64_t r = 0; r < t->ranges; r++) {
         uint32_t own[BINS] = {0}, index[ROOM];
         int64_t above = 0;
@@ -226,7 +227,7 @@ static int64_t pass_1(const Tensor *t, Band b, int update, int64_t *bins) {
 /* Move what lies above the band, and note what lies in it: range r's at its start. */
 static void pass_2(const Tensor *t, Band b, int64_t *counts) {
     const bits above = b.low + b.width;
-#pragma omp parallel for num_threads(t->ranges) schedule(static) if (t->ranges > 1)
+#pragma omp parallel for num_threads(t->threads) schedule(dynamic) if (t->threads > 1)
     for (int64_t r = 0; r < t->ranges; r++) {
         uint32_t index[ROOM], *noted = t->noted + start(t, r);
         int64_t kept = 0;
@@ -265,7 +266,7 @@ static void finish(const Tensor *t, bits lowest, int64_t wanted, const int64_t *
 }
 
 static void move_all(const Tensor *t) {
-#pragma omp parallel for num_threads(t->ranges) schedule(static) if (t->ranges > 1)
+#pragma omp parallel for num_threads(t->threads) schedule(dynamic) if (t->threads > 1)
     for (int64_t r = 0; r < t->ranges; r++)
         for (int64_t i = start(t, r), end = start(t, r + 1); i < end; i += BLOCK) {
             update_moments(t, i, least(i + BLOCK, end));
@@ -277,7 +278,7 @@ static void move_all(const Tensor *t) {
 int mofo_finite(const Tensor *t) {
     const bits infinite = key((real)INFINITY);
     int64_t bad = 0;
-#pragma omp parallel for num_threads(t->ranges) reduction(+ : bad) if (t->ranges > 1)
+#pragma omp parallel for num_threads(t->threads) schedule(dynamic) reduction(+ : bad) if (t->threads > 1)
     for (int64_t r = 0; r < t->ranges; r++)
         for (int64_t i = start(t, r), end = start(t, r + 1); i < end && !bad; i += BLOCK) {
             int32_t found = 0;

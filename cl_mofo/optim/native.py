@@ -85,7 +85,7 @@ class _Tensor(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("p", "g", "m", "v", "noted")),
-        *((name, ctypes.c_int64) for name in ("n", "k", "ranges")),
+        *((name, ctypes.c_int64) for name in ("n", "k", "ranges", "threads")),
         *((name, ctypes.c_double) for name in ("weight", "beta2", "rest2")),
         *((name, ctypes.c_double) for name in ("shrink", "step_size", "correction", "eps")),
         ("root", ctypes.c_void_p),
@@ -109,7 +109,8 @@ class Library:
     def finite(self, grad: Tensor) -> bool:
         """Tell whether no entry is a NaN or an infinity."""
         n = grad.numel()
-        asked = _Tensor(g=grad.data_ptr(), n=n, ranges=_ranges(n))
+        ranges, threads = _ranges(n)
+        asked = _Tensor(g=grad.data_ptr(), n=n, ranges=ranges, threads=threads)
         return bool(self._finite(ctypes.byref(asked)))
 
     def step(
@@ -143,7 +144,7 @@ class Library:
                 scratch.data_ptr(),
                 n,
                 k,
-                _ranges(n),
+                *_ranges(n),
                 1 - rule.beta1,
                 rule.beta2,
                 1 - rule.beta2,
@@ -156,8 +157,13 @@ class Library:
         )
 
 
-def _ranges(n: int) -> int:
-    return min(torch.get_num_threads(), _MOST_RANGES) if n > _GRAIN else 1
+def _ranges(n: int) -> tuple[int, int]:
+    """Return into how many ranges so many entries are cut, and how many threads take them."""
+    threads = min(torch.get_num_threads(), _MOST_RANGES)
+    if threads == 1 or n <= _GRAIN:
+        return 1, 1
+    # More than threads, so that one which the machine holds up leaves the rest to the others.
+    return min(4 * threads, _MOST_RANGES), threads
 
 
 @functools.cache
