@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cl_mofo.optim import GradientCheck, MoFO, NonFiniteGradientError
+from cl_mofo.optim.nonfinite import _are_finite_together
 
 pytestmark = pytest.mark.usefixtures("every_path")
 
@@ -151,6 +152,18 @@ def test_large_finite_gradients_pass():
         grad = torch.full((100,), torch.finfo(dtype).max, dtype=dtype)
         GradientCheck([("a", grad), ("b", -grad), ("empty", grad[:0])]).raise_if_found()
     GradientCheck([]).raise_if_found()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_way_of_a_gpu_finds_each_that_is_not_finite(dtype):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    largest = torch.finfo(dtype).max
+    values = [1.0, math.nan, -largest, -math.inf, math.inf, largest, 0.0]
+    gradients = [torch.ones(5000 + i, dtype=dtype, device=device) for i in range(len(values))]
+    for number, (grad, value) in enumerate(zip(gradients, values, strict=True)):
+        grad[700 * number] = value
+    found = [bool(flag) for flag in _are_finite_together(gradients)]
+    assert found == [math.isfinite(value) for value in values]
 
 
 def test_the_error_survives_pickling():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ class GradientCheck:
     def __init__(self, gradients: Sequence[tuple[str, Tensor]], ranks: Sequence[Any] = ()) -> None:
         self._names = [name for name, _ in gradients]
         home = next((g.device for _, g in gradients if g.device.type != "cpu"), torch.device("cpu"))
-        finite = [_is_finite(grad).to(home, non_blocking=True) for _, grad in gradients]
+        found = _are_finite([grad for _, grad in gradients])
+        finite = [flag.to(home, non_blocking=True) for flag in found]
         flags = ~torch.stack(finite) if finite else torch.zeros(0, dtype=torch.bool)
         for group in ranks:
             flags = any_rank(flags, group)
@@ -68,6 +70,27 @@ class GradientCheck:
         names = [n for n, bad in zip(self._names, self._flags.tolist(), strict=True) if bad]
         if names:
             raise NonFiniteGradientError(names)
+
+
+def _are_finite(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Tell it of each, as a 0-d bool on its device."""
+    found: dict[int, Tensor] = {}
+    elsewhere: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for number, grad in enumerate(gradients):
+        if grad.device.type == "cpu" or not grad.numel():
+            found[number] = _is_finite(grad)
+        else:
+            elsewhere.setdefault((grad.device, grad.dtype), []).append(number)
+    for numbers in elsewhere.values():
+        alike = _are_finite_together([gradients[number] for number in numbers])
+        found |= dict(zip(numbers, alike, strict=True))
+    return [found[number] for number in range(len(gradients))]
+
+
+def _are_finite_together(gradients: list[Tensor]) -> tuple[Tensor, ...]:
+    """Tell it in a few launches, of gradients of one device and dtype, none empty."""
+    largest = torch._foreach_norm(gradients, math.inf)  # a NaN comes through, and nothing overflows
+    return torch.stack(largest).isfinite().unbind()
 
 
 def _is_finite(grad: Tensor) -> Tensor:
