@@ -1,6 +1,7 @@
 """Packing: the same loss and gradient as one example at a time, without waste."""
 
 import copy
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,14 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
+import cl_mofo
 from cl_mofo import attention
 from cl_mofo.attention import within_documents
 from cl_mofo.compat import repair_torchvision
-from cl_mofo.data.batches import IGNORED, pack
+from cl_mofo.data.batches import IGNORED, collate, epoch_order, pack
 from cl_mofo.data.division import PASS, Way, cuts, micro_batches, packs
-from cl_mofo.data.tokenise import Example
+from cl_mofo.data.tokenise import Encoder, Example
+from cl_mofo.discovery import registry
 from cl_mofo.model import LanguageModel, summed_loss, supervised_logits
 from cl_mofo.probe import way_of
+from tests.ranks import on_ranks
+from tests.small_run import At
+from tests.test_loop import build, learn, stream
 
 repair_torchvision()
 
@@ -346,3 +352,64 @@ def test_a_packed_batch_says_what_it_holds():
     assert batch.documents.predicting.tolist() == [1, 2, 5]
     assert (batch.tokens, batch.supervised, batch.examples, batch.longest) == (7, 3, 3, 4)
     assert batch.to(torch.device("meta")).documents.predicting.is_meta
+
+
+# In a run.
+
+BATCH = 16
+MOST = 1.05
+"""What may be computed of what is there."""
+
+
+def test_nothing_is_wasted_on_the_trace_mix(trace_500, tiny):
+    tasks = [task for task in registry().tasks.values() if task.suite == "trace"]
+    computed = dict.fromkeys(("real", "packed", "cut", "trace"), 0)
+    for task in tasks:
+        rows = json.loads((trace_500 / task.name / "train.json").read_text())[: 4 * BATCH]
+        encoder = Encoder(tiny.tokenizer, task.prompt_tokens, task.answer_tokens)
+        examples = [encoder.encode(row["prompt"], row["answer"]) for row in rows]
+        for indices in epoch_order([len(e) for e in examples], BATCH, (0,)):
+            step = [examples[i] for i in indices]
+            computed["real"] += task.epochs * sum(map(len, step))
+            computed["trace"] += task.epochs * collate(step, 0).input_ids.numel()
+            for name, way in (("packed", Way(packed=True)), ("cut", Way(masked=False))):
+                parts = micro_batches(step, 8, 0, way=way)
+                computed[name] += task.epochs * sum(part.input_ids.numel() for part in parts)
+                assert sum(part.tokens for part in parts) == sum(map(len, step))
+    assert len(tasks) == 8
+    assert computed["packed"] == computed["real"]
+    assert computed["cut"] <= MOST * computed["real"]
+    assert computed["trace"] > 1.4 * computed["real"]
+
+
+@pytest.mark.parametrize("loss", ["tokens", "micro_batches"])
+def test_a_packed_step_is_the_padded_one(tiny, loss):
+    weights, wasted = [], []
+    for packing in (True, False):
+        model = replace(tiny, module=copy.deepcopy(tiny.module))
+        loop = build(model, f"training.packing={packing}", f"training.loss={loss}")
+        learn(loop, stream(8, ["FOMC"]))
+        weights.append({name: p.detach() for name, p in model.module.named_parameters()})
+        wasted.append(loop.step_positions - loop.step_tokens)
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=2e-5, rtol=0)
+    assert wasted[0] == 0 < wasted[1]
+
+
+def test_a_run_says_that_it_pads(small_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "_CHANGES_SCORES", ("position_ids",))
+    observer = At()
+    cl_mofo.run(small_recipe, out=tmp_path / "run", observer=observer)
+    told = "examples are padded, as they cannot be packed: its attention takes position_ids"
+    assert observer.warnings == [told]
+    assert told in (tmp_path / "run" / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_pack_to_the_same_weights(tmp_path):
+    for rank in on_ranks("tests.packing_cases:as_alone", 2, tmp_path, seconds=240):
+        assert rank.keys() == {"FSDP2", "ZeRO-2", "ZeRO-3"}
+        for found in rank.values():
+            assert found["steps"] == 3
+            assert found["waste"] == 0
+            assert found["apart"] < 2e-5 < 1e-4 < found["moved"]
