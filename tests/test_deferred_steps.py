@@ -13,7 +13,7 @@ from tests.strategy_rows import ROWS
 from tests.test_skipped_steps import INF, NAN, STEPS, build, stream, train, weights
 
 BROKEN = {1: NAN, STEPS - 1: INF, STEPS + 3: INF}, (STEPS,)
-NAMES = [["sequential"], ["replay"], ["hft"]]
+NAMES = [["sequential"], ["replay", "mofo"], ["hft"]]
 
 
 class Heard:
@@ -95,7 +95,7 @@ def test_only_who_acts_on_gradients_has_to_wait(tiny, name):
     assert waits(loop.acting) == (name in ("ewc", "gem", "agem"))
 
 
-@pytest.mark.parametrize("names", [["sequential"]], ids="+".join)
+@pytest.mark.parametrize("names", [["sequential"], ["mofo"]], ids="+".join)
 def test_a_cpu_has_nothing_to_wait_for(tiny, names):
     loop, _ = build(tiny, names)
     assert not loop.deferred

@@ -170,3 +170,24 @@ def test_the_error_survives_pickling():
     error = pickle.loads(pickle.dumps(NonFiniteGradientError(["a"])))
     assert error.names == ("a",)
     assert "gradient of a is not finite" in str(error)
+
+
+def test_whoever_has_looked_at_the_gradients_can_say_what_was_found():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (
+        [torch.nn.Parameter(torch.ones(70_000)), torch.nn.Parameter(torch.ones(7))]
+        for _ in range(2)
+    )
+    told, alone = MoFO(ours, lr=0.1), MoFO(theirs, lr=0.1)
+    for found in (0.0, 1.0, 0.0):
+        for mine, other in zip(ours, theirs, strict=True):
+            other.grad = torch.randn(other.shape, generator=generator)
+            mine.grad = other.grad.clone() if not found else torch.full_like(other, torch.nan)
+        told.found_inf = torch.tensor(found)
+        told.step()
+        if not found:
+            alone.step()
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine, other)
+            for key, value in alone.state[other].items():
+                assert torch.equal(told.state[mine][key], value)

@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from cl_mofo.engine.base import Engine, MakeOptimizer, Moments, fill, moments_of
 from cl_mofo.model import LanguageModel
 
-TAKES_FOUND_INF = "_step_supports_amp_scaling"
+AS_SCALED = "_step_supports_amp_scaling"
 """By this torch's optimizers say that they read `found_inf`, which `torch.amp.GradScaler` sets."""
 
 
@@ -62,8 +62,8 @@ class SingleEngine(Engine):
     @property
     def leaves_steps(self) -> bool:
         """Whether an accelerator computes, with an optimizer that takes torch's `found_inf`."""
-        optimizer: Any = self.optimizer
-        return self._device.type != "cpu" and getattr(optimizer, TAKES_FOUND_INF, False)
+        takes = hasattr(self.optimizer, "found_inf") or getattr(self.optimizer, AS_SCALED, False)
+        return self._device.type != "cpu" and takes
 
     def step(self, unless: Tensor | None = None) -> None:
         """Let the optimizer take its step; gradients stay until the next batch."""

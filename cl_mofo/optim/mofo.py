@@ -56,6 +56,10 @@ class MoFO(torch.optim.Optimizer):
         ValueError: an option is out of its range, or a parameter is complex or not floating-point.
     """
 
+    found_inf: Tensor | None = None
+    """[]: set by whoever has looked at the gradients already, as of torch's own optimizers; unless
+    it is 0, `step` changes nothing. It then does not look itself, and raises no error."""
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -150,7 +154,7 @@ class MoFO(torch.optim.Optimizer):
             if local(item.grad).layout != torch.strided:
                 name, layout = item.shards.pieces[0].name, item.grad.layout
                 raise RuntimeError(f"the gradient of {name} is {layout}; MoFO needs it dense")
-        verdict = self._verdict(work)
+        verdict = self._verdict(work) if self.found_inf is None else self.found_inf != 0
         for item in work:
             if not item.state:
                 item.state.update(new_state(item.param))
