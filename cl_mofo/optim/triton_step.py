@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cl_mofo.optim import triton_kernels as kernels
+from cl_mofo.optim import triton_layout as layout
 from cl_mofo.optim.options import MOMENT_DTYPES
 from cl_mofo.optim.pure import Pure
 from cl_mofo.optim.shards import shards_of
@@ -148,11 +149,11 @@ class _Plan:
         room = [int(share * size) for size in sizes]
         self._fixed = list(zip(_starts(cut), _starts(room), room, strict=True))
         rows = len(sizes)
-        self._table = _zeros(rows, kernels.COLUMNS, torch.int64, device)
-        self._options = _zeros(rows, kernels.OPTIONS, torch.float64, device)
-        self._coefficients = _zeros(rows, kernels.COEFFICIENTS, torch.float32, device)
-        self._state = _zeros(rows, kernels.STATES, torch.int64, device)
-        self._histogram = _zeros(rows, kernels.BINS, torch.int32, device)
+        self._table = _zeros(rows, layout.COLUMNS, torch.int64, device)
+        self._options = _zeros(rows, layout.OPTIONS, torch.float64, device)
+        self._coefficients = _zeros(rows, layout.COEFFICIENTS, torch.float32, device)
+        self._state = _zeros(rows, layout.STATES, torch.int64, device)
+        self._histogram = _zeros(rows, layout.BINS, torch.int32, device)
         self._candidates = torch.empty(sum(room), dtype=torch.int64, device=device)
         self._never = torch.zeros((), dtype=torch.bool, device=device)
         tensor_of = [number for number, count in enumerate(cut) for _ in range(count)]
@@ -200,7 +201,7 @@ class _Plan:
             ALIGNED=aligned,
             num_warps=warps,
         )
-        for _ in range(kernels.ROUNDS):
+        for _ in range(layout.ROUNDS):
             kernels.count_candidates[len(self._parts),](
                 table,
                 state,
