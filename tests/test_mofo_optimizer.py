@@ -157,6 +157,16 @@ def test_gradient_scaling_skips_overflow_and_changes_nothing_else():
         assert torch.equal(p, q)  # the scale is a power of two
 
 
+def test_a_gradient_of_what_was_computed_before_a_step_is_refused():
+    param = parameter(3)
+    optimizer = MoFO([param], lr=0.1)
+    loss = param.pow(2).sum()
+    param.grad = torch.ones(3)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("fraction", [0.07, "0.07", "7/100", Fraction(7, 100), Decimal("0.07")])
 def test_fractions_may_be_written_in_many_ways(fraction):
     param = parameter(100)

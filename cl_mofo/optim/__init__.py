@@ -1,4 +1,4 @@
-"""MoFO, usable alone in any training script: it knows tensors and nothing else of this package.
+"""MoFO, usable alone in any training script: it knows tensors and where the user's cache is.
 
 - `selection.py`: which entries of a tensor move
 - `sharded.py`: the same for tensors that are spread over ranks

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from cl_mofo.optim.adamw import AdamW
 from cl_mofo.optim.compiled import NativeError, load, torchs_library
@@ -41,15 +42,21 @@ class Native:
 
     def takes(self, item: Work) -> bool:
         """Tell whether the tensor lies whole in a row, and only selected entries decay."""
-        param, grad, counts = item.param, item.grad, item.counts
+        param, grad, shards = item.param, item.grad, item.shards
         return (
             param.device.type == "cpu"
             and not hasattr(param, "to_local")
             and 0 < param.numel() < _MOST_ENTRIES
             and grad.dtype == param.dtype
             and all(t.is_contiguous() for t in (param, grad, *_moments(item)))
-            and (counts is None or (len(counts) == 1 and item.shards.ranks is None))
-            and (counts is None or item.options["decay"] != "all")
+            and (
+                item.counts is None
+                or (
+                    shards.ranks is None
+                    and [piece.numel for piece in shards.pieces] == [param.numel()]
+                    and item.options["decay"] != "all"
+                )
+            )
             and library(param.dtype) is not None
         )
 
@@ -58,9 +65,9 @@ class Native:
         if discard is not None:  # another device's verdict, which only tensor operations can await
             Pure().step(items, discard)
             return
-        largest = max((i.param.numel() for i in items if i.counts is not None), default=0)
-        if largest > self._scratch.numel():
-            self._scratch = torch.empty(largest, dtype=torch.int32)
+        longest = max((i.param.numel() for i in items if i.counts is not None), default=0)
+        if longest > self._scratch.numel():
+            self._scratch = torch.empty(longest, dtype=torch.int32)
         for item in items:
             step = item.state["step"].add_(1).item()
             k = item.param.numel() if item.counts is None else item.counts[0]
@@ -74,6 +81,8 @@ class Native:
                 k,
                 self._scratch,
             )
+        # As every operation in place does, so that autograd refuses what was computed before.
+        increment_version([item.param for item in items])
 
 
 def _moments(item: Work) -> tuple[Tensor, Tensor]:
