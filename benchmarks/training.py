@@ -14,8 +14,10 @@ before, for all; of Trainer only the steps count, not its making for each task. 
 The ratio is of the whole sequence's times; beside it stand those of single tasks. Peak memory is
 that of a process of its own that takes one step of --memory-task (on CUDA, of the allocator).
 
-Takes 6 s for `tiny`; for SmolLM2-135M on trace-500 with 16 examples a step, in bfloat16, 8 minutes
-on 2 cores. --prompt-tokens and --tasks make it shorter.
+Takes 6 s for `tiny`. For SmolLM2-135M on trace-500 in bfloat16 with texts cut at 640 tokens, as
+benchmarks/run.sh has it, about 8 minutes on 2 quiet cores and 16 GB of memory: four copies of the
+model with their moments (9 GB), and the others' logits. --prompt-tokens, --micro-batch and --tasks
+make it smaller.
 """
 
 from __future__ import annotations
