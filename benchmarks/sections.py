@@ -68,7 +68,8 @@ SECTIONS = (
     Section(
         "sharded",
         "MoFO over several ranks",
-        "What the selection sends per step; see also [scale.md](scale.md).",
+        "What the selection sends per step, counted between ranks of one machine, and projected to "
+        "others under the assumptions that the command prints; see also [scale.md](scale.md).",
     ),
     Section(
         "checkpoints",
