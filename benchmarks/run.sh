@@ -40,11 +40,11 @@ stage() { # stage NAME MINUTES MODULE [ARGUMENT...]: MINUTES is what it takes, t
 # others compute logits at all positions: so texts are cut at 512 + 128 tokens and padded by eights,
 # which takes 6 GB more. float32 is measured on the tasks of short texts.
 stage optimizer 3 optimizer --threads "$threads" ${AUTHORS:+--authors "$AUTHORS"}
-stage training 8 training "${what[@]}" "${trace[@]}" --precision bfloat16 \
+stage training 7 training "${what[@]}" "${trace[@]}" --precision bfloat16 \
     --micro-batch 8 --prompt-tokens 512 --answer-tokens 128 --memory-task Py150 --out benchmarks/results/training.json
 stage training-float32 2 training "${what[@]}" "${trace[@]}" --precision float32 \
     --micro-batch 8 --tasks FOMC NumGLUE-cm NumGLUE-ds --out benchmarks/results/training-float32.json
-stage scoring 6 scoring "${what[@]}" --examples 8
+stage scoring 7 scoring "${what[@]}" --examples 12
 stage strategies 2 strategies --threads "$threads"
 stage growth 2 growth --threads "$threads"
 stage sharded 1 sharded
