@@ -20,7 +20,7 @@ STEPS = [
 def as_alone(folder: Any) -> dict[str, Any]:
     """Train on packed examples as one process does that pads; return how far weights are apart."""
     ranks = join(ENGINES["FSDP2"])
-    (experience,) = stream(["FOMC"], 17)
+    (experience,) = stream(["FOMC"], 15)  # the last step has one example, for one rank
     found, alone = {}, {}
     for name in ("alone", "FSDP2", "ZeRO-2", "ZeRO-3"):
         single = name == "alone"

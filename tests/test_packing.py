@@ -16,7 +16,7 @@ import cl_mofo
 from cl_mofo import attention
 from cl_mofo.attention import within_documents
 from cl_mofo.compat import repair_torchvision
-from cl_mofo.data.batches import IGNORED, collate, epoch_order, pack
+from cl_mofo.data.batches import IGNORED, collate, epoch_order, pack, unsupervised
 from cl_mofo.data.division import PASS, Way, cuts, micro_batches, packs
 from cl_mofo.data.tokenise import Encoder, Example
 from cl_mofo.discovery import registry
@@ -194,6 +194,16 @@ def test_the_models_own_attention_is_back_afterwards(tiny, tmp_path):
     supervised_logits(tiny.module, pack(drawn((5, 3))))
     tiny.module.config.save_pretrained(tmp_path)
     assert attention.NAME not in (tmp_path / "config.json").read_text()
+
+
+def test_a_rank_without_an_example_runs_an_empty_pass(tiny):
+    for batch in (pack(drawn((4, 1))), pack(drawn((1,))), collate(drawn((4, 2)), 0)):
+        empty = unsupervised(batch)
+        assert (empty.documents is None) == (batch.documents is None)
+        assert (empty.tokens, empty.supervised) == (0, 0)
+        loss, gradient = together(tiny.module, [empty])
+        assert loss == 0.0
+        assert not any(g.any() for g in gradient.values())
 
 
 # Which models can.

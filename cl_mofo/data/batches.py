@@ -156,8 +156,10 @@ def _micro_batch(
 
 
 def unsupervised(batch: MicroBatch) -> MicroBatch:
-    """Return the least that a model can be run on: two tokens of a batch, nothing to learn."""
+    """Return the least that a model can be run on, in a batch's form: two tokens, none to learn."""
     ids = batch.input_ids[:1, :2]
+    if batch.documents is not None:
+        return replace(pack([Example(tuple(ids[0].tolist()), 0)]), tokens=0)
     return MicroBatch(
         ids,
         torch.ones_like(ids),
