@@ -36,7 +36,7 @@ def results(tmp_path_factory):
 
 
 def test_every_stage_says_when_and_where_it_ran(results):
-    assert {"engines", "selection", "training", "scoring"} <= set(results)
+    assert {"engines", "selection", "optimizer", "training", "scoring"} <= set(results)
     for found in results.values():
         assert found["date"]
         assert found["hardware"]["cpu"]
@@ -48,6 +48,17 @@ def test_the_selections_are_compared_and_agree(results):
     assert len(rows) > 100
     assert sum(row["selected"] for row in rows) > 100_000
     assert results["selection"]["mismatches"] == sum(row["mismatches"] for row in rows) == 0
+
+
+def test_the_optimizers_step_is_timed_beside_fused_adamw(results):
+    rows = {row["name"]: row for row in results["optimizer"]["rows"]}
+    for name in ("MoFO(0.05)", "MoFO(0.2)"):
+        assert rows[name]["ratio"] > 0
+        assert rows[f"{name}, pure"]["path"] == "Pure"
+        assert f"{name}, without the check" in rows
+    assert rows["AdamW(fused)"]["ratio"] == 1
+    # Two layers of nine tensors each, the last norm, the embedding and the head.
+    assert results["optimizer"]["tensors"] == 21
 
 
 def test_each_engine_is_timed_with_both_optimizers(results):
