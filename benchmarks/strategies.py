@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,7 +142,6 @@ def main() -> None:
     arguments_of.add_argument("--steps", type=int, default=4, help="of each task")
     arguments_of.add_argument("--batch-size", type=int, default=16, help="examples in a step")
     arguments = arguments_of.parse_args()
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="avalanche")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     assignments = [
