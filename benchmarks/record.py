@@ -45,11 +45,11 @@ def record(
     kept = origin(settings) | {"rows": [dict(row) for row in rows]}
     kept |= {"more": {title: [dict(row) for row in each] for title, each in (more or {}).items()}}
     kept = {"benchmark": name, **kept, **found}
+    write(file_of(name, out), kept)
     console = Console(width=140)
     for title, each in {name: rows, **kept["more"]}.items():
         console.print(printed(title, each))
     console.print(said_of(kept))
-    write(file_of(name, out), kept)
     return kept
 
 
