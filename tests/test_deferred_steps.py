@@ -99,7 +99,7 @@ def test_only_who_acts_on_gradients_has_to_wait(tiny, name):
 def test_a_cpu_has_nothing_to_wait_for(tiny, names):
     loop, _ = build(tiny, names)
     assert not loop.deferred
-    loop.engine._device = torch.device("cuda")
+    loop.engine._trainable = {"there": torch.nn.Parameter(torch.ones(1, device="meta"))}
     assert loop.engine.leaves_steps
     loop.engine.optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     assert not loop.engine.leaves_steps

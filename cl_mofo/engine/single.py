@@ -22,7 +22,7 @@ class SingleEngine(Engine):
 
     def prepare(self, language_model: LanguageModel, make_optimizer: MakeOptimizer) -> None:
         """Make the optimizer; the model is left as it is."""
-        self.module, self._device = language_model.module, language_model.device
+        self.module = language_model.module
         named = self.module.named_parameters()
         self._trainable = {name: p for name, p in named if p.requires_grad}
         self._make_optimizer = make_optimizer
@@ -63,7 +63,8 @@ class SingleEngine(Engine):
     def leaves_steps(self) -> bool:
         """Whether an accelerator computes, with an optimizer that takes torch's `found_inf`."""
         takes = hasattr(self.optimizer, "found_inf") or getattr(self.optimizer, AS_SCALED, False)
-        return self._device.type != "cpu" and takes
+        device = next(iter(self._trainable.values())).device
+        return device.type != "cpu" and takes
 
     def step(self, unless: Tensor | None = None) -> None:
         """Let the optimizer take its step; gradients stay until the next batch."""
