@@ -168,6 +168,10 @@ class EngineConfig(Section):
     """What DeepSpeed spreads: 1 the moments, 2 the gradients too, 3 the weights too; 0 nothing."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What stays in the host's memory: moments and float32 weights, or all weights too."""
+    compile: bool = False
+    """Compile the training passes (`torch.compile`): the same loss and gradient up to rounding, faster
+    steps after a minute or more of compiling. Examples are then padded, not packed. Only with
+    `kind: torch`; on a CPU it needs a C++ compiler."""
     timeout_minutes: Annotated[Number, Field(gt=0, le=10080)] = 30.0
     """How long a process waits for another before all give up. The others also wait while the first
     draws and saves, so allow for what that takes."""
@@ -179,6 +183,10 @@ class EngineConfig(Section):
             raise ValueError(
                 f"engine.zero_stage: {self.zero_stage} needs engine.kind=deepspeed, and the kind "
                 f"is {self.kind}"
+            )
+        if self.compile and self.kind != "torch":
+            raise ValueError(
+                f"engine.compile: needs engine.kind=torch, and the kind is {self.kind}"
             )
         if self.offload == "none":
             return self

@@ -152,7 +152,7 @@ class Loop(Services, SupervisedTemplate):
             for name, parameter in language_model.module.named_parameters()
             if parameter.requires_grad
         }
-        self.engine = engine or SingleEngine()
+        self.engine = engine or SingleEngine(compiled=recipe.engine.compile)
         check_engine(self.engine, recipe, self.strategies)
         self.remedies = Remedies(
             recipe,

@@ -36,7 +36,7 @@ def way_of(language_model: LanguageModel, recipe: Recipe, longest: int) -> Way:
         for n in LENGTHS
     ]
     refused = None
-    if recipe.training.packing:
+    if recipe.training.packing and not recipe.engine.compile:
         packed = [pack(examples)]
         refused = _window(language_model, longest) or _refusal(language_model, examples, packed)
         if refused is None:

@@ -44,7 +44,7 @@ def make_engine(config: EngineConfig, ranks: Ranks, *, on_cpu: bool = True) -> E
 
         return FSDPEngine(config, ranks)
     if config.kind == "torch":
-        return SingleEngine(ranks)
+        return SingleEngine(ranks, compiled=config.compile)
     assert_never(config.kind)
 
 

@@ -6,27 +6,60 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
 from cl_mofo.engine.base import Engine, MakeOptimizer, Moments, fill, moments_of
+from cl_mofo.engine.ranks import Ranks
+from cl_mofo.errors import UserError
 from cl_mofo.model import LanguageModel
+
+COMPILERS = ("torch._dynamo", "torch._inductor")
+"""Where the errors of compiling come from."""
 
 AS_SCALED = "_step_supports_amp_scaling"
 """By this torch's optimizers say that they read `found_inf`, which `torch.amp.GradScaler` sets."""
 
 
 class SingleEngine(Engine):
-    """Everything whole, on one device."""
+    """Everything whole, on one device.
+
+    Args:
+        ranks: of the run: one.
+        compiled: whether training passes are compiled; each shape is, as if it were any.
+    """
+
+    def __init__(self, ranks: Ranks | None = None, *, compiled: bool = False) -> None:
+        super().__init__(ranks)
+        self._compiled = compiled
 
     def prepare(self, language_model: LanguageModel, make_optimizer: MakeOptimizer) -> None:
         """Make the optimizer; the model is left as it is."""
-        self.module = language_model.module
+        self.module = self._forward = language_model.module
+        if self._compiled:
+            self._forward = torch.compile(self.module, dynamic=True)
         named = self.module.named_parameters()
         self._trainable = {name: p for name, p in named if p.requires_grad}
         self._make_optimizer = make_optimizer
         self.optimizer = make_optimizer(list(self._trainable.items()))
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the model, compiled if that is wanted.
+
+        Raises:
+            UserError: it cannot be compiled.
+        """
+        try:
+            return self._forward(**inputs)
+        except Exception as error:
+            if not type(error).__module__.startswith(COMPILERS):
+                raise
+            reason = next(iter(str(error).splitlines()), repr(error))
+            raise UserError(
+                f"engine.compile: torch cannot compile the model here: {reason}. Leave it out"
+            ) from error
 
     @property
     def trainable(self) -> Mapping[str, Parameter]:
