@@ -169,9 +169,9 @@ class EngineConfig(Section):
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What stays in the host's memory: moments and float32 weights, or all weights too."""
     compile: bool = False
-    """Compile the training passes (`torch.compile`): the same loss and gradient up to rounding, faster
-    steps after a minute or more of compiling. Examples are then padded, not packed. Only with
-    `kind: torch`; on a CPU it needs a C++ compiler."""
+    """Compile the training passes (`torch.compile`): the same loss and gradient up to rounding, and
+    faster steps after a minute or more of compiling. Examples are then padded, not packed. It needs
+    `kind: torch`, and on a CPU a C++ compiler."""
     timeout_minutes: Annotated[Number, Field(gt=0, le=10080)] = 30.0
     """How long a process waits for another before all give up. The others also wait while the first
     draws and saves, so allow for what that takes."""
