@@ -24,11 +24,11 @@ def cache_folder(kind: str) -> Path | None:
     chosen = os.environ.get(VARIABLE, "")
     if chosen == OFF:
         return None
-    folder = (Path(chosen) if chosen else _home()) / kind
     try:
+        folder = (Path(chosen) if chosen else _home()) / kind
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # the second where nobody knows a home
         return None
     others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     owned = not hasattr(os, "getuid") or found.st_uid == os.getuid()

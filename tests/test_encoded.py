@@ -162,3 +162,26 @@ def test_the_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the specification has ignored
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cachedir.cache_folder("kind") == tmp_path / "home" / ".cache" / "cl-mofo" / "kind"
+
+
+def test_without_a_home_there_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (cachedir.VARIABLE, "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert cachedir.cache_folder("kind") is None
+
+
+def test_who_is_interrupted_leaves_nothing(
+    tiny: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        encode_records(Encoder(tiny.tokenizer, 9, 4), MANY)
+    assert not list(folder.iterdir())

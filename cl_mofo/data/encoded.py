@@ -207,6 +207,7 @@ def _made(folder: Path, key: str, encoder: Encoder, records: Sequence[Record]) -
         trim(folder, MOST_BYTES)
         return _opened(path)
     except OSError:  # a full disk, say: then they are held in memory
+        return None
+    finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
-        return None

@@ -3,8 +3,8 @@
 There are two: `decoding.py`, a loop of our own over the model's cache, and `library.py`,
 transformers' `generate` for the models that need it. Another is a file with a class of this form
 and a line in `generate.backend_for`. It decodes greedily, or samples as its `EvaluationConfig`
-says with draws that nothing but `Question.seed` determines, and ends an answer with the first
-end-of-sequence id or at its budget.
+says with draws that each `Question.seed` determines (in `library.py` the first one's, for all of a
+batch), and ends an answer with the first end-of-sequence id or at its budget.
 """
 
 from __future__ import annotations

@@ -51,8 +51,9 @@ def answer(
     """Answer prompts in batches of similar lengths; the answers keep the prompts' order.
 
     A batch has at most as many tokens as `settings.batch_size` examples of the full budgets: of
-    short prompts many are answered at a time. No answer depends on the batches, but by rounding.
-    The random state outside is left as it was.
+    short prompts many are answered at a time. No answer depends on the batches but by rounding,
+    except that transformers' `generate`, where it is needed, samples for a whole batch at once. The
+    random state outside is left as it was.
 
     With `settings.losses`, the loss on the reference answers is measured on the way, where prompts
     have the same ids in both; else it is left to `answer_loss`.
