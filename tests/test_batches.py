@@ -1,10 +1,12 @@
 """Order, batches and tensors."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cl_mofo.data.batches import IGNORED, collate, epoch_order, sorted_chunks
+from cl_mofo.data.batches import IGNORED, collate, epoch_order, pack, sorted_chunks
 from cl_mofo.data.tokenise import Example
 
 EXAMPLES = [Example((9, 5, 6, 2), 2), Example((9, 7, 2), 2), Example((9, 5, 5, 5, 2), 1)]
@@ -31,6 +33,32 @@ def test_a_batch_moves_whole():
     assert moved.input_ids.is_meta
     assert moved.labels.is_meta
     assert moved.supervised == 5
+
+
+def test_the_host_waits_for_no_copy_to_a_gpu(monkeypatch):
+    pinned, sent = [], []
+
+    def pin(tensor):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    def send(tensor, device, *, non_blocking=False):
+        assert non_blocking
+        assert device.type == "cuda"
+        sent.append(tensor)
+        return tensor
+
+    packed, padded = pack(EXAMPLES), collate(EXAMPLES, pad=0)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", send)
+    # Ids and labels; of packed examples where they lie, of padded ones the mask.
+    for batch, tensors in ((packed, 5), (padded, 3), (replace(padded, masked=False), 2)):
+        pinned.clear(), sent.clear()
+        there = batch.to(torch.device("cuda"))
+        assert list(map(id, sent)) == list(map(id, pinned))
+        assert len(sent) == tensors
+        assert there.labels.equal(batch.labels)
+        assert (there.attention_mask is not batch.attention_mask) == batch.masked
 
 
 sizes = st.integers(1, 60)

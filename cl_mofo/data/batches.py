@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from cl_mofo.data.tokenise import Example
+from cl_mofo.transfer import to_device
 
 IGNORED = -100
 MEGABATCH = 50
@@ -38,9 +39,9 @@ class Documents:
         """Return them on a device."""
         return replace(
             self,
-            starts=self.starts.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            predicting=self.predicting.to(device, non_blocking=True),
+            starts=to_device(self.starts, device),
+            positions=to_device(self.positions, device),
+            predicting=to_device(self.predicting, device),
         )
 
 
@@ -50,7 +51,7 @@ class MicroBatch:
 
     Args:
         input_ids: [rows, length] token ids.
-        attention_mask: [rows, length], 0 on padding.
+        attention_mask: [rows, length], 0 on padding; it stays on the CPU unless `masked`.
         labels: [rows, length], the id to learn, `IGNORED` on prompts and padding. A label
             stands at its own token's position; the model predicts it one position earlier.
         tokens: how many ids are no padding.
@@ -80,12 +81,13 @@ class MicroBatch:
         return max(self.documents.lengths) if self.documents else self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """Return the batch on a device."""
+        """Return the batch on a device, without a mask that the model does not need."""
+        mask = to_device(self.attention_mask, device) if self.masked else self.attention_mask
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            attention_mask=self.attention_mask.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
+            input_ids=to_device(self.input_ids, device),
+            attention_mask=mask,
+            labels=to_device(self.labels, device),
             documents=self.documents and self.documents.to(device),
         )
 
