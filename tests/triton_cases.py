@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cl_mofo import MoFO
+from cl_mofo.optim import triton_step
 from cl_mofo.optim.pure import Pure
 from cl_mofo.optim.reference import reference_selection, reference_step
 from cl_mofo.optim.shards import Piece, Shards, shards_of
@@ -289,6 +290,108 @@ def test_what_it_does_not_know_is_left_to_others():
     assert not TritonStep(DEVICE).takes(Work(options, flat, flat, spread, new_state(flat)))
 
 
+def spoiled(monkeypatch, spoil):
+    """Let the kernels be followed by something of which only the trial could know."""
+    right = triton_step._Plan.step
+
+    def step(plan, items, discard):
+        right(plan, items, discard)
+        for item in items:
+            spoil(item)
+
+    monkeypatch.setattr(triton_step._Plan, "step", step)
+
+
+def not_a_number_where_it_moves(item):
+    item.param[item.param != 1] = math.nan
+
+
+def a_bit_where_it_stays(item):
+    item.param[item.param == 1] += 2 * torch.finfo(item.param.dtype).eps
+
+
+def rubbish_in_the_first_moment(item):
+    item.state["exp_avg"] += 1e-3
+
+
+def rubbish_in_the_second_moment(item):
+    item.state["exp_avg_sq"] *= 1.001
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        not_a_number_where_it_moves,
+        a_bit_where_it_stays,
+        rubbish_in_the_first_moment,
+        rubbish_in_the_second_moment,
+    ],
+)
+def test_kernels_that_are_not_right_are_not_taken(monkeypatch, caplog, spoil):
+    spoiled(monkeypatch, spoil)
+    assert not triton_step._works.__wrapped__(torch.device(DEVICE), torch.float32, torch.bfloat16)
+    assert "for float32 and bfloat16 gradients, without Triton" in caplog.text
+
+
+def test_what_does_not_compile_for_some_dtypes_is_taken_for_others(monkeypatch):
+    def uncompiled(item):
+        if torch.float16 in (item.param.dtype, item.grad.dtype):
+            raise RuntimeError("PTX that is none")
+
+    spoiled(monkeypatch, uncompiled)
+    triton_step._works.cache_clear()
+    plain = torch.zeros(6, 4, device=DEVICE)
+    assert taken(plain)
+    assert not taken(plain.half())
+    assert not taken(plain, grad=plain.half())
+    triton_step._works.cache_clear()
+
+
+def test_the_trial_is_on_the_device_that_it_is_about(monkeypatch):
+    current = []
+
+    class Of:
+        def __init__(self, tensor):
+            self.device = tensor.device
+
+        def __enter__(self):
+            current.append(self.device)
+
+        def __exit__(self, *args):
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", Of)
+    launches = []
+    spoiled(monkeypatch, lambda item: launches.append(current[-1] == item.param.device))
+    assert triton_step._works.__wrapped__(torch.device(DEVICE), torch.float32, torch.float32)
+    assert launches
+    assert all(launches)
+
+
+def test_all_that_a_step_sends_goes_by_the_way_that_pins(monkeypatch):
+    # A copy in another way, as by `copy_`, would wait for all that is queued.
+    sent = []
+
+    def sending(tensor, device):
+        sent.append(tensor.dtype)
+        return tensor.to(device)
+
+    path = TritonStep(DEVICE, Blocks(**SMALL))
+    values = [torch.ones(5)]
+    moved(path, values, 0.5)
+    monkeypatch.setattr(triton_step, "to_device", sending)
+    monkeypatch.setattr(torch.Tensor, "copy_", None)
+    (plan,) = path._plans.values()
+    param = torch.zeros(5, device=DEVICE)
+    state = new_state(param)
+    options = {"lr": 1.0, "betas": (0.0, 0.0), "eps": 0.0, "weight_decay": 0.0}
+    options |= {"update_fraction": None, "decay": "selected"}
+    work = Work(options, param, torch.ones_like(param), shards_of("p", param), state)
+    plan.step([work], torch.zeros((), dtype=torch.bool, device=DEVICE))
+    assert param.tolist() == [-1.0] * 5
+    assert sent == [torch.int64, torch.float64, torch.bool]
+
+
 def test_candidates_take_at_most_half_of_the_largest_tensor():
     path = TritonStep(DEVICE, Blocks(**SMALL, listed=1.0))
     moved(path, [torch.ones(n) for n in (100, 300, 200)], 0.5)
@@ -300,9 +403,15 @@ def test_candidates_take_at_most_half_of_the_largest_tensor():
 def test_the_host_waits_for_nothing():
     params = parameters()
     optimizer = optimizer_of(params, [{"params": params}], TritonStep())
+    busy = torch.zeros(8192, 8192, device=DEVICE)
     for turn in range(3):
         for param in params:
             param.grad = random(param.shape, param.dtype, turn).to(DEVICE)
+        discard = torch.zeros((), dtype=torch.bool, device=DEVICE)
+        for _ in range(30):
+            busy @ busy
+        queued = torch.cuda.Event()
+        queued.record()
         torch.cuda.set_sync_debug_mode("error" if turn else "default")
         try:
             optimizer._paths[0].step(
@@ -311,7 +420,9 @@ def test_the_host_waits_for_nothing():
                     for group in optimizer.param_groups
                     for p in group["params"]
                 ],
-                torch.zeros((), dtype=torch.bool, device=DEVICE),
+                discard,
             )
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        # What torch does not see, as a copy from pageable memory, waits for all that is queued.
+        assert not turn or not queued.query()

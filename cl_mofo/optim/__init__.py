@@ -1,4 +1,7 @@
-"""MoFO, usable alone in any training script: it knows tensors and where the user's cache is.
+"""MoFO, usable alone in any training script: it knows tensors and nothing else of this package.
+
+Two files are excepted, which know nothing of it either: `compiled.py` needs `cl_mofo/cachedir.py`,
+`triton_step.py` needs `cl_mofo/transfer.py`.
 
 - `selection.py`: which entries of a tensor move
 - `sharded.py`: the same for tensors that are spread over ranks
@@ -11,6 +14,8 @@
 - `pure.py`: the step of any parameters, in torch and numpy alone
 - `native.py`: the step of whole tensors on a CPU, in C: `native.c`, which `compiled.py` compiles
 - `triton_step.py`: the step of whole tensors on a GPU, by the kernels in `triton_kernels.py`
+- `triton_layout.py`: how the tables of these kernels are laid out
+- `triton_parts.py`: what several of these kernels do
 - `paths.py`: the ways to compute a step; `pure.py` is the last of them
 - `mofo.py`: the optimizer: all of these, for every tensor of every group
 - `groups.py`: the parameter groups of the authors' runs

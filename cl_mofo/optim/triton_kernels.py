@@ -11,7 +11,7 @@ from cl_mofo.optim import triton_layout as layout
 from cl_mofo.optim import triton_parts as parts
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensors"])
 def count_step(table, options, coefficients, discard, tensors, BLOCK: tl.constexpr):
     """Add to the step counters and work out the coefficients, in float64."""
     number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -232,21 +232,14 @@ def count_candidates(
     """Count the ranks within [LOW, HIGH), of a part of a tensor's candidates."""
     if tl.load(discard):
         return
-    number, part, of = parts.own_part(cut)
-    row = table + number * layout.COLUMNS
-    known = state + number * layout.STATES
-    low = tl.load(known + layout.LOW)
-    high = tl.load(known + layout.HIGH)
-    if low == high:
-        return
-    held = tl.load(known + layout.HELD)
-    start, end = parts.own_range(held, tl.load(row + layout.SIZE), part, of, BLOCK)
+    number, held, low, high, first, end = parts.own_part(table, state, cut, layout.HIGH, BLOCK)
     shift = parts.shift_of(low, high)
     counts = tl.zeros((layout.BINS,), tl.int32)
-    first = start
     while first < end:  # Triton's interpreter has no ranges of loaded numbers beside numpy 2.4
         offsets = first + tl.arange(0, BLOCK)
-        rank = parts.candidate(row, candidates, held, offsets, offsets < end)
+        rank = parts.candidate(
+            table + number * layout.COLUMNS, candidates, held, offsets, offsets < end
+        )
         inside = (rank >= low) & (rank < high)
         counts += parts.tally(((rank - low) >> shift).to(tl.int32), inside)
         first += BLOCK
@@ -267,16 +260,8 @@ def move_candidates(
     """Move what is selected from the boundary bin, of a part of a tensor's candidates."""
     if tl.load(discard):
         return
-    number, part, of = parts.own_part(cut)
+    number, held, low, top, first, end = parts.own_part(table, state, cut, layout.TOP, BLOCK)
     row = table + number * layout.COLUMNS
-    known = state + number * layout.STATES
-    low = tl.load(known + layout.LOW)
-    top = tl.load(known + layout.TOP)
-    if low == top:
-        return
-    held = tl.load(known + layout.HELD)
-    start, end = parts.own_range(held, tl.load(row + layout.SIZE), part, of, BLOCK)
-    first = start
     while first < end:
         offsets = first + tl.arange(0, BLOCK)
         rank = parts.candidate(row, candidates, held, offsets, offsets < end)

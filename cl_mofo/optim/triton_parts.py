@@ -17,19 +17,26 @@ def place(table, tensor_of, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def own_part(cut):
-    """Return this program's tensor, which part of it is its own, and of how many."""
+def own_part(table, state, cut, ABOVE: tl.constexpr, BLOCK: tl.constexpr):
+    """Return this program's tensor, how many candidates it holds, and what to look at of them.
+
+    Returns:
+        number, held, the ranks from LOW to a column of the state, and its own part of the
+        candidates, from a place to a place: nothing if there is no rank to look for.
+    """
     at = cut + tl.program_id(0) * 3
-    return tl.load(at), tl.load(at + 1), tl.load(at + 2)
-
-
-@triton.jit
-def own_range(held, size, part, of, BLOCK: tl.constexpr):
-    """Return where a part of the candidates begins and ends."""
+    number, part, of = tl.load(at), tl.load(at + 1), tl.load(at + 2)
+    known = state + number * layout.STATES
+    held = tl.load(known + layout.HELD)
+    low = tl.load(known + layout.LOW)
+    high = tl.load(known + ABOVE)
+    size = tl.load(table + number * layout.COLUMNS + layout.SIZE)
     total = tl.where(held >= 0, held, size).to(tl.int32)
     blocks = (total + BLOCK - 1) // BLOCK
     length = (blocks + of - 1) // of * BLOCK
-    return part * length, tl.minimum(total, part * length + length)
+    first = part * length
+    end = tl.where(low == high, first, tl.minimum(total, first + length))
+    return number, held, low, high, first, end
 
 
 @triton.jit

@@ -34,6 +34,7 @@ from cl_mofo.optim.pure import Pure
 from cl_mofo.optim.shards import shards_of
 from cl_mofo.optim.step import new_state
 from cl_mofo.optim.work import Work
+from cl_mofo.transfer import to_device
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class TritonStep:
             and MOMENT_DTYPES[item.param.dtype] == torch.float32
             and all(_is_plain(tensor, item.param.device) for tensor in tensors)
             and item.state["step"].device == item.param.device
-            and _works(item.param.device)
+            and _works(item.param.device, item.param.dtype, item.grad.dtype)
         )
 
     def step(self, items: Sequence[Work], discard: Tensor | None) -> None:
@@ -111,31 +112,51 @@ def _is_plain(tensor: Tensor, device: torch.device) -> bool:
 
 
 @functools.cache
-def _works(device: torch.device) -> bool:
+def _works(device: torch.device, param_type: torch.dtype, grad_type: torch.dtype) -> bool:
     """Tell whether the kernels compile and are right there; that they are not is logged, once."""
-    fault = None
     try:
-        ours, theirs = _trial(device), _trial(device)
-        _Plan([ours.param.numel()], device, Blocks()).step([ours], None)
-        Pure().step([theirs], None)
-        if not torch.equal(ours.param == 0, theirs.param == 0):
-            fault = "they do not select what they should"
+        for aligned in (True, False):
+            ours, theirs = (_trial(device, param_type, grad_type, aligned) for _ in range(2))
+            path = TritonStep(device.type)
+            for _ in range(2):  # the second with a guess of where the selection ends
+                path.step(ours, None)
+                Pure().step(theirs, None)
+            for found, right in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(found.state, right.state)
+                torch.testing.assert_close(found.param, right.param)
+                if not torch.equal(found.param == 1, right.param == 1):
+                    raise AssertionError("entries change that are not selected")
     except Exception as error:  # of the compiler, the linker or the driver, of whatever class
-        fault = f"{type(error).__name__}: {error}"
-    if fault:
+        types = " and ".join(str(each).removeprefix("torch.") for each in (param_type, grad_type))
         _log.warning(
-            "MoFO takes its steps on %s without Triton, which is slower: %s", device, fault
+            "MoFO takes its steps on %s, for %s gradients, without Triton, which is slower: %s: %s",
+            device,
+            types,
+            type(error).__name__,
+            error,
         )
-    return fault is None
+        return False
+    return True
 
 
-def _trial(device: torch.device) -> Work:
-    """Return a tensor of zeros, of whose gradients some are tied at the threshold."""
-    param = torch.zeros(500, device=device)
-    grad = (torch.arange(500, device=device) * 7 % 9 + 1).float()
-    options = {"lr": 1.0, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
-    options |= {"update_fraction": 0.5, "decay": "selected"}
-    return Work(options, param, grad, shards_of("trial", param), new_state(param))
+def _trial(
+    device: torch.device, param_type: torch.dtype, grad_type: torch.dtype, aligned: bool
+) -> list[Work]:
+    """Return ones whose moments are exact in two steps, and whose moves are far from nothing.
+
+    Of the first tensor, a block and a part, many gradients are tied at the threshold, more than can
+    be listed; of the second few are.
+    """
+    works = []
+    for size, different in ((5000, 9), (300, 150)):
+        param = torch.ones(size + 1, dtype=param_type, device=device)
+        param = param[:-1] if aligned else param[1:]
+        drawn = torch.arange(size, device=device) * 7 % different + 1
+        grad = torch.where(drawn % 2 == 0, drawn, -drawn).to(grad_type)
+        options = {"lr": 1.0, "betas": (0.5, 0.75), "eps": 1e-8, "weight_decay": 0.125}
+        options |= {"update_fraction": 0.3, "decay": "selected"}
+        works.append(Work(options, param, grad, shards_of("trial", param), new_state(param)))
+    return works
 
 
 class _Plan:
@@ -143,14 +164,13 @@ class _Plan:
 
     def __init__(self, sizes: list[int], device: torch.device, blocks: Blocks) -> None:
         self.sizes = sizes
+        self._device = device
         self._blocks = blocks
         cut = [-(-size // blocks.block) for size in sizes]
         share = min(blocks.listed, max(sizes) / 2 / sum(sizes))  # a candidate is 8 bytes
         room = [int(share * size) for size in sizes]
         self._fixed = list(zip(_starts(cut), _starts(room), room, strict=True))
         rows = len(sizes)
-        self._table = _zeros(rows, layout.COLUMNS, torch.int64, device)
-        self._options = _zeros(rows, layout.OPTIONS, torch.float64, device)
         self._coefficients = _zeros(rows, layout.COEFFICIENTS, torch.float32, device)
         self._state = _zeros(rows, layout.STATES, torch.int64, device)
         self._histogram = _zeros(rows, layout.BINS, torch.int32, device)
@@ -158,26 +178,23 @@ class _Plan:
         self._never = torch.zeros((), dtype=torch.bool, device=device)
         tensor_of = [number for number, count in enumerate(cut) for _ in range(count)]
         parts = [row for number, count in enumerate(cut) for row in _parts(number, count, blocks)]
-        self._tensor_of = torch.tensor(tensor_of, dtype=torch.int32).to(device, non_blocking=True)
-        self._parts = torch.tensor(parts, dtype=torch.int32).to(device, non_blocking=True)
+        self._tensor_of = to_device(torch.tensor(tensor_of, dtype=torch.int32), device)
+        self._parts = to_device(torch.tensor(parts, dtype=torch.int32), device)
 
     def step(self, items: Sequence[Work], discard: Tensor | None) -> None:
         rows = [_row(item) + fixed for item, fixed in zip(items, self._fixed, strict=True)]
-        self._table.copy_(torch.tensor(rows), non_blocking=True)
-        options = [_options(item) for item in items]
-        self._options.copy_(torch.tensor(options, dtype=torch.float64), non_blocking=True)
-        if discard is None:
-            discard = self._never
-        else:
-            discard = discard.to(self._table.device, non_blocking=True)
+        table = to_device(torch.tensor(rows), self._device)
+        options = torch.tensor([_options(item) for item in items], dtype=torch.float64)
+        options = to_device(options, self._device)
+        discard = self._never if discard is None else to_device(discard, self._device)
         aligned = all(address % 16 == 0 for row in rows for address in row[:4])
         param_type, grad_type = _TYPES[items[0].param.dtype], _TYPES[items[0].grad.dtype]
 
         tensors, block, warps = len(items), self._blocks.block, self._blocks.warps
-        table, state, histogram = self._table, self._state, self._histogram
+        state, histogram = self._state, self._histogram
         moves = (table, self._coefficients, state, self._candidates)
         kernels.count_step[-(-tensors // 128),](
-            table, self._options, self._coefficients, discard, tensors, BLOCK=128
+            table, options, self._coefficients, discard, tensors, BLOCK=128
         )
         kernels.update_moments[len(self._tensor_of),](
             table,
