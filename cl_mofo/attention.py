@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import inspect
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +19,9 @@ NAME = "cl_mofo_documents"
 """Under which the interface knows it; transformers makes no mask for a name that is not its own."""
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 FLASH_HEAD = 256
-"""Most entries of a head that flash attention takes."""
+"""Most entries of a head that flash attention takes; it takes multiples of 8."""
+FLASH_DEVICE = (8, 0)
+"""Least compute capability of the GPUs that flash attention is for."""
 
 
 def document_attention(
@@ -57,11 +62,11 @@ def document_attention(
         raise NotImplementedError("its attention is not causal")
     if documents is None:
         raise NotImplementedError("its layers do not pass on what they are given")
-    varlen = _varlen_attention()
-    if varlen and query.is_cuda and not dropout:
-        dtype = _autocast_dtype(query)
-        if dtype in FLASH_DTYPES and query.shape[-1] == value.shape[-1] <= FLASH_HEAD:
-            return _flash(varlen, query, key, value, documents, scaling, dtype), None
+    dtype = _autocast_dtype(query)
+    if not dropout and dtype in FLASH_DTYPES and _flash_takes(query, value):
+        attended_at_once = _flash(query, key, value, documents, scaling, dtype)
+        if attended_at_once is not None:
+            return attended_at_once, None
     lengths = list(documents.lengths)
     parts = zip(*(torch.split_with_sizes(t, lengths, 2) for t in (query, key, value)), strict=True)
     grouped = query.shape[1] != key.shape[1]
@@ -78,27 +83,42 @@ _CHANGES_SCORES = ("softcap", "position_bias", "s_aux", "head_mask", "cache")
 
 
 def _flash(
-    varlen: Callable[..., Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     documents: Documents,
     scaling: float | None,
     dtype: torch.dtype,
-) -> Tensor:
+) -> Tensor | None:
+    """Attend to all documents at once, or return None where this torch cannot."""
+    varlen, takes = _varlen_attention()
+    options: dict[str, Any] = {}
+    if "window_size" in takes:
+        options["window_size"] = (-1, 0)
+    elif "is_causal" in takes:  # until torch 2.10
+        options["is_causal"] = True
+    else:
+        return None
+    if "scale" in takes:
+        options["scale"] = scaling
+    elif scaling is not None and not math.isclose(scaling, query.shape[-1] ** -0.5):
+        return None
     rows = [t.to(dtype)[0].transpose(0, 1) for t in (query, key, value)]
+    if (heads := query.shape[1]) != key.shape[1]:
+        if "enable_gqa" in takes:
+            options["enable_gqa"] = True
+        else:
+            rows[1:] = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in rows[1:])
     starts, longest = documents.starts, max(documents.lengths)
-    attended: Tensor = varlen(
-        *rows,
-        starts,
-        starts,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    attended: Tensor = varlen(*rows, starts, starts, longest, longest, **options)
     return attended[None]
+
+
+def _flash_takes(query: Tensor, value: Tensor) -> bool:
+    """Tell whether flash attention is for heads of these sizes, and for their device."""
+    size = query.shape[-1]
+    fits = size == value.shape[-1] and size <= FLASH_HEAD and size % 8 == 0
+    return fits and query.is_cuda and torch.cuda.get_device_capability(query.device) >= FLASH_DEVICE
 
 
 def _autocast_dtype(tensor: Tensor) -> torch.dtype:
@@ -109,13 +129,14 @@ def _autocast_dtype(tensor: Tensor) -> torch.dtype:
     return tensor.dtype
 
 
-def _varlen_attention() -> Any:
-    """Return torch's flash attention over sequences of several lengths, if this torch has it."""
+@functools.cache
+def _varlen_attention() -> tuple[Any, frozenset[str]]:
+    """Return torch's flash attention over several lengths, and what it takes: nothing if absent."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return None
-    return varlen_attn
+        return None, frozenset()
+    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
 @contextmanager

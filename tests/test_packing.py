@@ -1,6 +1,7 @@
 """Packing: the same loss and gradient as one example at a time, without waste."""
 
 import copy
+import inspect
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -51,7 +52,9 @@ MODELS = {kind: model_of(kind, **more) for kind, more in ARCHITECTURES.items()}
 
 
 def wanting(packing=True):
-    return SimpleNamespace(training=SimpleNamespace(packing=packing))
+    return SimpleNamespace(
+        training=SimpleNamespace(packing=packing), engine=SimpleNamespace(compile=False)
+    )
 
 
 def alone(module, examples):
@@ -219,6 +222,13 @@ def test_models_that_can(kind):
     assert way_of(model, wanting(packing=False), 64) == Way(masked=False)
 
 
+LFM2 = {
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "layer_types": ["conv", "full_attention"],
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "why"),
     [
@@ -234,6 +244,7 @@ def test_models_that_can(kind):
         ),
         ("bloom", {"n_head": 4, "n_layer": 2}, "its logits then differ"),
         ("mamba", {"state_size": 4}, "its logits then differ"),
+        ("lfm2", LFM2, "one example then changes another's logits"),
     ],
 )
 def test_models_that_cannot_are_padded(kind, more, why):
@@ -266,34 +277,85 @@ def test_a_model_that_fails_is_padded(tiny, monkeypatch):
     assert way_of(tiny, wanting(), 64).refused == "no such argument"
 
 
-def test_flash_attention_gets_what_it_asks_for(monkeypatch):
-    """Without a GPU: what would be called, held against attention document by document."""
+def each_alone(q, k, v, starts, ends, **options):
+    """Attend within each document, in the form of torch's varlen_attn, which only a GPU has."""
+    rows = []
+    for begin, end in zip(starts.tolist(), ends.tolist()[1:], strict=False):
+        part = (t[begin:end].transpose(0, 1) for t in (q, k, v))
+        rows.append(torch.nn.functional.scaled_dot_product_attention(*part, **options))
+    return torch.cat([row.transpose(0, 1) for row in rows])
 
-    def varlen(
-        q, k, v, starts_q, starts_k, longest_q, longest_k, *, scale, window_size, enable_gqa
-    ):
-        assert window_size == (-1, 0)  # causal
-        assert enable_gqa
-        assert longest_q == longest_k == 5
-        assert q.dtype == k.dtype == v.dtype == torch.bfloat16
-        rows = []
-        for begin, end in zip(starts_q.tolist(), starts_k.tolist()[1:], strict=False):
-            part = (t[begin:end].transpose(0, 1) for t in (q, k, v))
-            rows.append(
-                torch.nn.functional.scaled_dot_product_attention(
-                    *part, is_causal=True, scale=scale, enable_gqa=True
-                ).transpose(0, 1)
-            )
-        return torch.cat(rows)
 
-    batch = pack(drawn((3, 5, 1)))
-    q, k, v = (torch.randn(1, heads, 9, 8) for heads in (4, 2, 2))
-    given = attention._flash(varlen, q, k, v, batch.documents, 0.3, torch.bfloat16)
+# The ends of torch's signatures: 2.10, between (2.11's documentation is not at hand), from 2.12 on.
+def varlen_2_10(q, k, v, starts, ends, longest, most, is_causal=False, return_aux=None):
+    assert is_causal
+    assert longest == most == 5
+    assert q.shape[1] == k.shape[1] == v.shape[1]
+    return each_alone(q, k, v, starts, ends, is_causal=True)
+
+
+def varlen_between(
+    q, k, v, starts, ends, longest, most, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    assert window_size == (-1, 0)
+    assert q.shape[1] == k.shape[1] == v.shape[1]
+    return each_alone(q, k, v, starts, ends, is_causal=True, scale=scale)
+
+
+def varlen_2_12(
+    q, k, v, starts, ends, longest, most, *, scale=None, window_size=(-1, -1), enable_gqa=False
+):
+    assert window_size == (-1, 0)
+    assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+    return each_alone(q, k, v, starts, ends, is_causal=True, scale=scale, enable_gqa=enable_gqa)
+
+
+def flash(monkeypatch, varlen, scaling):
+    """Return what flash attention and what attention document by document make of the same."""
+    found = varlen, frozenset(inspect.signature(varlen).parameters)
+    monkeypatch.setattr(attention, "_varlen_attention", lambda: found)
+    documents = pack(drawn((3, 5, 1))).documents
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 9, 16, generator=generator) for heads in (4, 2, 2))
     right, _ = attention.document_attention(
-        torch.nn.Module(), q, k, v, None, scaling=0.3, documents=batch.documents
+        torch.nn.Module(), q, k, v, None, scaling=scaling, documents=documents
     )
-    assert given.shape == right.shape
-    torch.testing.assert_close(given.float(), right, atol=3e-2, rtol=3e-2)
+    return attention._flash(q, k, v, documents, scaling, torch.bfloat16), right
+
+
+@pytest.mark.parametrize("varlen", [varlen_2_10, varlen_between, varlen_2_12])
+@pytest.mark.parametrize("scaling", [None, 0.25, 0.3])
+def test_flash_attention_gets_what_it_asks_for(monkeypatch, varlen, scaling):
+    found, right = flash(monkeypatch, varlen, scaling)
+    if varlen is varlen_2_10 and scaling == 0.3:  # it knows 1/sqrt(16) and no other
+        assert found is None
+    else:
+        assert found.shape == right.shape
+        torch.testing.assert_close(found.float(), right, atol=3e-2, rtol=3e-2)
+
+
+def test_a_flash_attention_that_knows_no_order_is_left_alone(monkeypatch):
+    def unknown(q, k, v, starts, ends, longest, most, *, scale=None):
+        raise AssertionError
+
+    assert flash(monkeypatch, unknown, None)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("head", "capability", "taken"),
+    [(64, (9, 0), True), (256, (8, 0), True), (20, (9, 0), False), (64, (7, 5), False)],
+)
+def test_flash_attention_is_for_some_heads_and_gpus(monkeypatch, head, capability, taken):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    query = SimpleNamespace(shape=(1, 4, 9, head), is_cuda=True, device="cuda:0")
+    assert attention._flash_takes(query, query) == taken
+
+
+def test_the_signature_is_torchs_own():
+    varlen, takes = attention._varlen_attention()
+    assert (varlen is None) == (not takes)
+    assert varlen is None or takes & {"window_size", "is_causal"}
+    assert attention._varlen_attention()[1] is takes
 
 
 # How a step is divided.
