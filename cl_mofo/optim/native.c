@@ -6,9 +6,9 @@
 
    A sample of the new moments tells a band of keys in which the k-th largest is likely to be. Pass 1
    updates the moments and, block by block while they are in the cache, counts the keys above the
-   band, and those in it by bins. Pass 2 moves the entries above the bin that the k-th falls into,
-   and notes the few that are in it, which are then compared exactly. A sample that misleads costs
-   one more pass and changes nothing. */
+   band, and notes those in it, of which the k-th is found exactly. Pass 2 moves the entries above
+   it, and as many with that key as are wanted. A sample that misleads costs one more pass and
+   changes nothing. */
 
 #if defined __AVX512F__
 #include <immintrin.h>
@@ -48,7 +48,7 @@ typedef struct {
     param *p;
     const param *g;
     real *m, *v;
-    uint32_t *noted;  /* n of them */
+    bits *noted;  /* room for n */
     int64_t n, k;     /* k entries of n move, 1 <= k <= n < 2^32 */
     int64_t ranges;   /* taken by whichever thread is free, 1 to MOST_RANGES */
     int64_t threads;
@@ -198,70 +198,125 @@ static int64_t list(const real *m, int64_t from, int64_t to, bits low, bits widt
     return count;
 }
 
-/* Pass 1; without `update` it only looks. Returns how many keys lie above the band. */
-static int64_t pass_1(const Tensor *t, Band b, int update, int64_t *bins) {
+/* What a range has in the band: keys that it noted, entries with the lowest key; and how many of
+   those with the k-th key it moves. */
+typedef struct {
+    int64_t noted, lowest, ties;
+} Count;
+
+/* Pass 1; without `update` it only looks. Returns how many keys lie above the band. Noted are those
+   in it but the lowest, which are only counted: they may be zeros, and most of all. */
+static int64_t pass_1(const Tensor *t, Band b, int update, Count *counts, int64_t *bins) {
     int64_t total = 0;
     for (int i = 0; i < BINS; i++) bins[i] = 0;
 #pragma omp parallel for num_threads(t->threads) schedule(dynamic) if (t->threads > 1)
     for (int64_t r = 0; r < t->ranges; r++) {
+        bits *noted = t->noted + start(t, r);
         uint32_t own[BINS] = {0}, index[ROOM];
         int64_t above = 0;
+        Count c = {0};
         for (int64_t i = start(t, r), end = start(t, r + 1); i < end; i += BLOCK) {
             int64_t to = least(i + BLOCK, end), count;
-            int32_t higher = 0;
+            int32_t higher = 0, lowest = 0;
             if (update) update_moments(t, i, to);
-            for (int64_t j = i; j < to; j++) higher += key(t->m[j]) >= b.low + b.width;
+            for (int64_t j = i; j < to; j++) {
+                higher += key(t->m[j]) >= b.low + b.width;
+                lowest += key(t->m[j]) == b.low;
+            }
             above += higher;
-            count = list(t->m, i, to, b.low, b.width, index);
-            for (int64_t j = 0; j < count; j++) own[(key(t->m[index[j]]) - b.low) >> b.shift]++;
+            c.lowest += lowest;
+            count = list(t->m, i, to, b.low + 1, b.width - 1, index);
+            for (int64_t j = 0; j < count; j++) {
+                bits k = key(t->m[index[j]]);
+                noted[c.noted++] = k;
+                own[(k - b.low) >> b.shift]++;
+            }
         }
+        counts[r] = c;
 #pragma omp critical
         {
             total += above;
             for (int i = 0; i < BINS; i++) bins[i] += own[i];
+            bins[0] += c.lowest;
         }
     }
     return total;
 }
 
-/* Move what lies above the band, and note what lies in it: range r's at its start. */
-static void pass_2(const Tensor *t, Band b, int64_t *counts) {
-    const bits above = b.low + b.width;
-#pragma omp parallel for num_threads(t->threads) schedule(dynamic) if (t->threads > 1)
-    for (int64_t r = 0; r < t->ranges; r++) {
-        uint32_t index[ROOM], *noted = t->noted + start(t, r);
-        int64_t kept = 0;
-        for (int64_t i = start(t, r), end = start(t, r + 1); i < end; i += BLOCK) {
-            int64_t to = least(i + BLOCK, end);
-            move_entries(t, index, list(t->m, i, to, above, EVERYTHING - above, index));
-            int64_t count = list(t->m, i, to, b.low, b.width, index);
-            for (int64_t j = 0; j < count; j++) noted[kept++] = index[j];
+/* The `wanted` largest key of the band. Ties go to the smallest index: to the first ranges. */
+static bits narrow(const Tensor *t, Band b, int64_t wanted, Count *counts, int64_t *bins) {
+    do {
+        int64_t bin = BINS;
+        while (bins[--bin] < wanted) wanted -= bins[bin];
+        b = band(b.low + ((bits)bin << b.shift), b.low + ((bits)(bin + 1) << b.shift));
+        for (int i = 0; i < BINS; i++) bins[i] = 0;
+        for (int64_t r = 0; r < t->ranges; r++) {
+            bits *noted = t->noted + start(t, r);
+            int64_t kept = 0;
+            for (int64_t j = 0; j < counts[r].noted; j++) {
+                bits k = noted[j];
+                noted[kept] = k;
+                kept += k - b.low < b.width;
+            }
+            for (int64_t j = 0; j < kept; j++) bins[(noted[j] - b.low) >> b.shift]++;
+            counts[r].noted = kept;
+            if (bin) counts[r].lowest = 0;
+            bins[0] += counts[r].lowest;
         }
-        counts[r] = kept;
+    } while (b.width > 1);
+    for (int64_t r = 0; r < t->ranges; r++) {
+        counts[r].ties = least(counts[r].noted + counts[r].lowest, wanted);
+        wanted -= counts[r].ties;
     }
+    return b.low;
 }
 
-/* Move the `wanted` largest of what is noted, ties to the smallest index. */
-static void finish(const Tensor *t, bits lowest, int64_t wanted, const int64_t *counts) {
-    int64_t total = 0, ties = wanted;
-    bits largest = 0, kth = lowest;
-    for (int64_t r = 0; r < t->ranges; r++)
-        for (int64_t j = 0; j < counts[r]; j++) t->noted[total++] = t->noted[start(t, r) + j];
-    for (int64_t j = 0; j < total; j++) {
-        bits k = key(t->m[t->noted[j]]);
-        if (k > largest) largest = k;
+/* Move those of the entries from..to, at most a block, whose keys lie above `kth`. */
+static void move_above(const Tensor *t, int64_t from, int64_t to, bits kth) {
+    uint32_t index[ROOM];
+#if defined __AVX512F__ && defined PARAM_float32
+    if (t->k > t->n / 8) {  /* too many to pick one by one */
+        real p[ROOM], m[ROOM], v[ROOM];
+        __mmask16 masks[BLOCK / 16];
+        int64_t count = 0, i, block = from;
+        for (i = block; i + 16 <= to; i += 16) {
+            __m512 x = _mm512_loadu_ps(t->m + i);
+            __m512i k = _mm512_and_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(INT32_MAX));
+            __mmask16 mask = _mm512_cmpgt_epi32_mask(k, _mm512_set1_epi32(kth));
+            masks[(i - block) / 16] = mask;
+            _mm512_storeu_ps(p + count, _mm512_maskz_compress_ps(mask, _mm512_loadu_ps(t->p + i)));
+            _mm512_storeu_ps(m + count, _mm512_maskz_compress_ps(mask, x));
+            _mm512_storeu_ps(v + count, _mm512_maskz_compress_ps(mask, _mm512_loadu_ps(t->v + i)));
+            count += __builtin_popcount(mask);
+        }
+        move(t, count, p, m, v);
+        count = 0;
+        for (i = block; i + 16 <= to; i += 16) {
+            __mmask16 mask = masks[(i - block) / 16];
+            _mm512_mask_storeu_ps(t->p + i, mask, _mm512_maskz_expandloadu_ps(mask, p + count));
+            count += __builtin_popcount(mask);
+        }
+        from = i;
     }
-    for (int bit = BITS - 1; bit >= 0; bit--) {
-        bits higher = kth + ((bits)1 << bit);
-        int64_t reached = 0;
-        if (higher > largest) continue;
-        for (int64_t j = 0; j < total; j++) reached += key(t->m[t->noted[j]]) >= higher;
-        if (reached >= wanted) kth = higher;
-    }
-    for (int64_t j = 0; j < total; j++) ties -= key(t->m[t->noted[j]]) > kth;
-    for (int64_t j = 0; j < total; j++) {
-        bits k = key(t->m[t->noted[j]]);
-        if (k > kth || (k == kth && ties-- > 0)) move_entries(t, t->noted + j, 1);
+#endif
+    move_entries(t, index, list(t->m, from, to, kth + 1, EVERYTHING - kth - 1, index));
+}
+
+/* Pass 2: move what lies above the k-th key, and of those that have it the first. */
+static void pass_2(const Tensor *t, bits kth, const Count *counts) {
+#pragma omp parallel for num_threads(t->threads) schedule(dynamic) if (t->threads > 1)
+    for (int64_t r = 0; r < t->ranges; r++) {
+        int64_t ties = counts[r].ties;
+        for (int64_t i = start(t, r), end = start(t, r + 1); i < end; i += BLOCK) {
+            int64_t to = least(i + BLOCK, end);
+            move_above(t, i, to, kth);
+            if (ties) {
+                uint32_t index[ROOM];
+                int64_t count = least(ties, list(t->m, i, to, kth, 1, index));
+                move_entries(t, index, count);
+                ties -= count;
+            }
+        }
     }
 }
 
@@ -290,21 +345,18 @@ int mofo_finite(const Tensor *t) {
 }
 
 void mofo_step(const Tensor *t) {
-    int64_t counts[MOST_RANGES], bins[BINS], above, within = 0, boundary = BINS;
+    Count counts[MOST_RANGES];
+    int64_t bins[BINS], above, within = 0;
     if (t->k == t->n) {
         move_all(t);
         return;
     }
     Band b = guess(t);
-    above = pass_1(t, b, 1, bins);
+    above = pass_1(t, b, 1, counts, bins);
     for (int i = 0; i < BINS; i++) within += bins[i];
     if (above >= t->k || above + within < t->k) {
         b = band(0, EVERYTHING);
-        above = pass_1(t, b, 0, bins);
+        above = pass_1(t, b, 0, counts, bins);
     }
-    while (above + bins[--boundary] < t->k) above += bins[boundary];
-    b.low += (bits)boundary << b.shift;
-    b.width = (bits)1 << b.shift;
-    pass_2(t, b, counts);
-    finish(t, b.low, t->k - above, counts);
+    pass_2(t, narrow(t, b, t->k - above, counts, bins), counts);
 }

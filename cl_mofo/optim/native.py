@@ -38,7 +38,7 @@ class Native:
     """Takes what lies whole and contiguous on a CPU, if there is a library for its dtype."""
 
     def __init__(self) -> None:
-        self._scratch = torch.empty(0, dtype=torch.int32)
+        self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def takes(self, item: Work) -> bool:
         """Tell whether the tensor lies whole in a row, and only selected entries decay."""
@@ -65,9 +65,9 @@ class Native:
         if discard is not None:  # another device's verdict, which only tensor operations can await
             Pure().step(items, discard)
             return
-        longest = max((i.param.numel() for i in items if i.counts is not None), default=0)
-        if longest > self._scratch.numel():
-            self._scratch = torch.empty(longest, dtype=torch.int32)
+        most = max((_moments(i)[0].nbytes for i in items if i.counts is not None), default=0)
+        if most > self._scratch.nbytes:
+            self._scratch = torch.empty(most, dtype=torch.uint8)
         for item in items:
             step = item.state["step"].add_(1).item()
             k = item.param.numel() if item.counts is None else item.counts[0]
@@ -141,7 +141,7 @@ class Library:
             exp_avg_sq: the second moment, like `exp_avg`.
             rule: this step's coefficients, as numbers.
             k: 1 to all of the entries.
-            scratch: int32, as many entries at least; if all entries move, it may have none.
+            scratch: as many bytes as `exp_avg` at least; if all entries move, it may have none.
         """
         n = param.numel()
         self._step(
@@ -220,7 +220,7 @@ def _agrees(found: Library, dtype: torch.dtype) -> bool:
     m, v = (torch.rand(n, generator=generator, dtype=MOMENT_DTYPES[dtype]) for _ in range(2))
     rule = AdamW.at(3, lr=0.3, betas=(0.7, 0.9), eps=1e-3, weight_decay=0.1)
     mine = [t.clone() for t in (p, m, v)]
-    found.step(mine[0], g, mine[1], mine[2], rule, k, torch.empty(n, dtype=torch.int32))
+    found.step(mine[0], g, mine[1], mine[2], rule, k, torch.empty_like(m))
     rule.update_moments(m, v, g.to(m.dtype), None)
     chosen = largest(m, k)
     p[chosen] = rule.move(p[chosen], m[chosen], v[chosen]).to(dtype)
