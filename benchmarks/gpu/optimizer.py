@@ -8,12 +8,17 @@ the backward pass, so what the host does is hidden as far as it can be; `from id
 it. `held` is what an optimizer keeps, in bytes per parameter (AdamW's two moments are 8), and
 `temporary` what a step takes beside that, in MB. "without the check" leaves out the look at the
 gradients, whether all are finite, which AdamW does not have; "pure" is the path of any device.
-`waits` says whether the host waited for the device in a step.
+
+`host, ms` is how long the host was busy with such a queued step, and `ended first` in how many of
+the turns the work that was queued before it had ended when it returned: in all if the host waits
+for the device, in none if it never does. Torch's sync debug mode, of which `waits` tells, sees
+explicit waits alone: not the copies from pageable memory, nor a queue that is full.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +54,8 @@ class Contender:
     ) -> None:
         self.optimizer, self._gradients, self._checked = optimizer, gradients, checked
         self.seconds: list[float] = []
+        self.host_seconds: list[float] = []
+        self.ended_first: list[bool] = []
         self._params = optimizer.param_groups[0]["params"]
         self.on_gpu = self._params[0].device.type == "cuda"
         self._busy = (
@@ -66,10 +73,22 @@ class Contender:
         for _ in range(30):
             self._busy @ self._busy
         started.record()
+        began = time.perf_counter()
         self.step()
+        self.host_seconds.append(time.perf_counter() - began)
+        self.ended_first.append(started.query())
         ended.record()
         ended.synchronize()
         self.seconds.append(started.elapsed_time(ended) / 1000)
+
+    def queued(self, skipped: int) -> dict[str, Any]:
+        """Return what the host had to do with steps behind other work, but for the first ones."""
+        if not self.on_gpu:
+            return {}
+        return {
+            "host, ms": 1000 * statistics.median(self.host_seconds[skipped:]),
+            "ended first": sum(self.ended_first[skipped:]),
+        }
 
     def give_gradients(self) -> None:
         gradients = self._gradients[len(self.seconds) % SETS]
@@ -109,7 +128,7 @@ def held_and_temporary(contender: Contender) -> dict[str, float]:
 
 
 def waits(step: Callable[[], object]) -> str:
-    """Return what torch says of a step in which the host waits, else ""."""
+    """Return what torch says of a step in which the host waits explicitly, else ""."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
@@ -157,10 +176,11 @@ def main() -> None:
     times = {name: contender.seconds[skipped:] for name, contender in optimizers.items()}
     rows = []
     for row, idle in zip(ratios(times, BASE), ratios(from_idle, BASE), strict=True):
-        more = said[row["name"]]
+        contender = optimizers[row["name"]]
+        more = said[row["name"]] | contender.queued(skipped)
         if "held" in more:
             more["held"] /= numel
-        paths = getattr(optimizers[row["name"]].optimizer, "_paths", None)
+        paths = getattr(contender.optimizer, "_paths", None)
         rows.append(
             {
                 **row,
