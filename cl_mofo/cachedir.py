@@ -6,6 +6,8 @@ nothing anywhere.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import stat
 from contextlib import suppress
@@ -21,7 +23,7 @@ def cache_folder(kind: str) -> Path | None:
     Args:
         kind: what it holds: the name of the folder in the cache.
     """
-    chosen = os.environ.get(VARIABLE, "")
+    chosen = os.path.expanduser(os.environ.get(VARIABLE, ""))
     if chosen == OFF:
         return None
     try:
@@ -38,6 +40,16 @@ def cache_folder(kind: str) -> Path | None:
 def _home() -> Path:
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "cl-mofo"
+
+
+@functools.cache
+def source_digest() -> str:
+    """Return the SHA-256 of this package's own source: what one version kept is not another's."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def used(path: Path) -> None:

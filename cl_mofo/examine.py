@@ -116,7 +116,7 @@ class Examiner:
             self.observer.answered(len(rows), 0)
             return [Answer.of(row) for row in told[0]], told[1]
         answers, loss = self._generated(language_model, learned, j)
-        if key:
+        if key and (loss is None or math.isfinite(loss)):
             answer_cache.keep(key, answers, loss)
         return answers, loss
 

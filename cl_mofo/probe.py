@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -16,7 +17,10 @@ LENGTHS = (7, 1, 12, 2)
 """Tokens of the examples that are compared; the second has nothing that could be learned."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """How far logits may be apart, as a share of their norm: rounding stays below, and what an example
-sees of another does not."""
+sees of another mostly does not."""
+LEAK = 1e-6
+"""How far in float32 an example's logits may be apart, as a share of their norm, when another one
+is changed: by nothing but the order of sums."""
 
 
 def way_of(language_model: LanguageModel, recipe: Recipe, longest: int) -> Way:
@@ -38,7 +42,11 @@ def way_of(language_model: LanguageModel, recipe: Recipe, longest: int) -> Way:
     refused = None
     if recipe.training.packing and not recipe.engine.compile:
         packed = [pack(examples)]
-        refused = _window(language_model, longest) or _refusal(language_model, examples, packed)
+        refused = (
+            _window(language_model, longest)
+            or _refusal(language_model, examples, packed)
+            or _leak(language_model, examples)
+        )
         if refused is None:
             return Way(packed=True)
     padded = [collate(examples, 0, masked=False)]
@@ -70,6 +78,21 @@ def _refusal(
     return None
 
 
+def _leak(language_model: LanguageModel, examples: Sequence[Example]) -> str | None:
+    """Tell if what one example holds changes another's logits, little though it may be at first."""
+    first, *others = examples
+    swapped = Example(tuple(reversed(first.ids)), first.supervised)
+    with _undisturbed(language_model):
+        as_is, changed = (
+            _logits(language_model, [pack([one, *others])], torch.float32)[len(first) - 1 :]
+            for one in (first, swapped)
+        )
+    apart = float((as_is - changed).norm() / as_is.norm())
+    if apart <= LEAK:
+        return None
+    return f"one example then changes another's logits, by {apart:.2g} of their norm"
+
+
 def _apart(
     language_model: LanguageModel,
     examples: Sequence[Example],
@@ -78,15 +101,21 @@ def _apart(
 ) -> float | str:
     """Return how far logits are from those of one example at a time, or why there are none."""
     alone = [collate([example], 0) for example in examples]
-    device = language_model.device
-    devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), without_dropout(language_model.module):
+    with _undisturbed(language_model):
         try:
             together = _logits(language_model, batches, dtype)
         except Exception as error:  # whatever a model's own code makes of what it does not know
             return next(iter(str(error).splitlines()), repr(error))
         right = _logits(language_model, alone, dtype)
     return float((together - right).norm() / right.norm())
+
+
+@contextmanager
+def _undisturbed(language_model: LanguageModel) -> Iterator[None]:
+    device = language_model.device
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), without_dropout(language_model.module):
+        yield
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import cl_mofo
 from cl_mofo import examine, mini
 from cl_mofo.data.tokenise import Encoder
+from cl_mofo.errors import TrainingError
 from cl_mofo.evaluation import answer_cache
 from cl_mofo.evaluation.answer_cache import find, keep, key_of, records_digest, weights_digest
 from cl_mofo.evaluation.answers import Answer
@@ -183,7 +184,7 @@ def test_everything_that_answers_depend_on_makes_another_key(tiny, monkeypatch):
     ]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     keys.append(key(tiny))
-    monkeypatch.setattr(answer_cache, "_code", lambda: "other")
+    monkeypatch.setattr(answer_cache, "source_digest", lambda: "other")
     keys.append(key(tiny))
     monkeypatch.setattr(answer_cache, "versions", lambda: {"torch": "3"})
     keys.append(key(tiny))
@@ -196,3 +197,10 @@ def test_where_not_all_is_known_nothing_is_kept(tiny):
 
     tiny.module.__class__ = Own
     assert key(tiny) is None
+
+
+def test_a_diverged_model_is_told_of_and_not_kept(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(examine, "mean_loss", lambda _: float("nan"))
+    with pytest.raises(TrainingError, match="the model is broken"):
+        cl_mofo.run(RECIPE, out=tmp_path / "run")
+    assert not folder.exists() or not list(folder.iterdir())

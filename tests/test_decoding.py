@@ -232,3 +232,18 @@ def test_batches_hold_every_example_once_and_no_more_than_they_may(lengths, room
     taken = [(lengths[batch[0]] + room, len(batch)) for batch in found]
     assert all(rows == 1 or width * rows <= most for width, rows in taken)
     assert all(width * (rows + 1) > most for width, rows in taken[:-1])
+
+
+def test_a_broken_models_draws_are_tokens_all_the_same():
+    drawn = sampled(torch.full((2, 5), torch.nan), torch.tensor([0.1, 0.9]), 1.0, None)
+    assert drawn.tolist() == [4, 4]
+
+
+def test_a_model_that_carries_a_state_is_given_no_padding():
+    shape = {"hidden_size": 32, "num_hidden_layers": 3, "vocab_size": 97, "intermediate_size": 48}
+    more = {"num_attention_heads": 4, "lru_width": 32, "attention_window_size": 8}
+    model, asked = Model(transformers.RecurrentGemmaConfig(**shape, **more)), questions()
+    with evaluating(model):
+        library = Library(model, Encoder(Numbers(-1), 16, BUDGET - 1), EvaluationConfig())
+        together = library.generate(asked)
+        assert together == [library.generate([question])[0] for question in asked]

@@ -78,9 +78,11 @@ def test_what_was_encoded_is_not_encoded_again(tiny: LanguageModel, folder: Path
     assert list(found) == list(made)
 
 
-@pytest.mark.parametrize("change", ["prompt", "answer", "joint", "eos", "a record", "the order"])
+@pytest.mark.parametrize(
+    "change", ["prompt", "answer", "joint", "eos", "a record", "the order", "the code"]
+)
 def test_another_encoder_or_other_records_are_encoded_anew(
-    tiny: LanguageModel, folder: Path, change: str
+    tiny: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     encode_records(Encoder(tiny.tokenizer, 9, 4), MANY)
     other = Encoder(
@@ -91,6 +93,8 @@ def test_another_encoder_or_other_records_are_encoded_anew(
     )
     if change == "eos":
         other.eos += 1
+    if change == "the code":
+        monkeypatch.setattr(encoded, "source_digest", lambda: "another version's")
     records = {"a record": [*MANY[:-1], MANY[0]], "the order": MANY[::-1]}.get(change, MANY)
     check(encode_records(other, records), other, records)
     assert len(list(folder.iterdir())) == 2

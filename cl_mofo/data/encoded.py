@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cl_mofo.cachedir import cache_folder, trim, used
+from cl_mofo.cachedir import cache_folder, source_digest, trim, used
 from cl_mofo.data.records import Record
 from cl_mofo.data.tokenise import Encoder, Example
 
@@ -153,7 +153,7 @@ def _key(encoder: Encoder, records: Sequence[Record]) -> str:
     import transformers
 
     made_of = [
-        [ROWS, str(_SCHEMA)],
+        source_digest(),
         backend.to_str(),
         encoder.bos,
         encoder.eos,

@@ -15,11 +15,10 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cl_mofo.cachedir import cache_folder, trim, used
+from cl_mofo.cachedir import cache_folder, source_digest, trim, used
 from cl_mofo.data.records import Record
 from cl_mofo.evaluation.answers import Answer
 from cl_mofo.files import DamagedError, read_checked, write_checked
@@ -105,19 +104,9 @@ def key_of(
             torch.get_float32_matmul_precision(),
         ],
         "versions": {"python": platform.python_version()} | versions(),
-        "code": _code(),
+        "code": source_digest(),
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@cache
-def _code() -> str:
-    """Return the SHA-256 of this package's own source."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def find(key: str, examples: int) -> tuple[list[Answer], float | None] | None:

@@ -145,7 +145,8 @@ def sampled(
         scores = scores.masked_fill(scores < least, -torch.inf)
     heights = scores.softmax(-1).double().cumsum(-1)
     wanted = draws.double()[:, None] * heights[:, -1:]
-    return torch.searchsorted(heights, wanted, right=True)[:, 0]
+    # Of a broken model's NaNs none is reached; that it is broken its loss will tell.
+    return torch.searchsorted(heights, wanted, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
 
 
 def _losses(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 
@@ -15,7 +16,9 @@ from cl_mofo.model import LanguageModel
 class Library:
     """transformers' `generate`, a batch at a time; prompts are padded on the left.
 
-    It takes the draws of a whole batch from its first question's seed.
+    What a model that carries a state from token to token makes of padding differs from model to
+    model, so it is given prompts of one length at a time. A batch's draws are from the seed of its
+    first question.
 
     Args:
         language_model: in evaluation mode.
@@ -41,6 +44,12 @@ class Library:
 
     def generate(self, batch: Sequence[Question]) -> list[Generated]:
         """Answer questions; no answer ends before its end."""
+        if not getattr(self._language_model.module, "_is_stateful", False):
+            return self._together(batch)
+        alike = (list(same) for _, same in groupby(batch, key=lambda q: len(q.prompt)))
+        return [answer for same in alike for answer in self._together(same)]
+
+    def _together(self, batch: Sequence[Question]) -> list[Generated]:
         torch.manual_seed(batch[0].seed)
         width = max(len(question.prompt) for question in batch)
         rows = [[self._eos] * (width - len(q.prompt)) + [*q.prompt] for q in batch]
