@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 
 # Runs of several processes want the cores for themselves; all else shares them out.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
 # Kills 50 runs of each of six strategies by SIGKILL, goes on with them, and compares: 17 minutes on 2 cores.

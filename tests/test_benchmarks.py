@@ -155,7 +155,6 @@ def test_the_trainers_do_the_same_work(run, tmp_path):
     assert [row["task"] for row in found["more"]["Seconds by task"]] == ["FOMC", "NumGLUE-cm"]
 
 
-@pytest.mark.slow
 def test_peak_memory_is_a_processs_own(monkeypatch):
     words = ["--tasks", "FOMC", "--batch-size", "2", "--micro-batch", "2", "--memory-task", "FOMC"]
     monkeypatch.setattr(sys, "argv", ["x.py", *words])

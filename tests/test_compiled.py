@@ -37,7 +37,6 @@ def test_who_cannot_compile_says_so(tiny, monkeypatch):
         engine.forward(input_ids=torch.ones(1, 3, dtype=torch.long))
 
 
-@pytest.mark.slow
 def test_compiled_steps_are_the_same_up_to_rounding(tiny):
     found = []
     for settings in (["engine.compile=true"], []):

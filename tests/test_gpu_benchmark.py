@@ -11,9 +11,6 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu" / "run.sh"
 
 
-pytestmark = pytest.mark.slow
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")

@@ -53,7 +53,6 @@ for name in ("count_step", "update_moments", "narrow", "move_above", "count_cand
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_the_kernels_compile_for_a_gpu_where_there_is_none(tmp_path):
     # What the interpreter lets through, the compiler may not.
