@@ -31,6 +31,7 @@ def test_it_compares_the_same_tensors_and_says_how_they_grow(tmp_path, monkeypat
     (tmp_path / "code" / "opt.py").write_text(FILTERING)
     monkeypatch.setattr(optimizer, "LAYER", {"weight": (40, 50), "norm": (40,)})
     monkeypatch.setattr(optimizer, "EMBEDDING", {"embedding": (90, 50)})
+    monkeypatch.setattr(optimizer, "SLICE", {"embedding": (90, 50)})
     options = ["--fraction", "0.05", "--threads", "1", "--repeats", "2", "--sizes", "800", "8000"]
     given = ["--authors", str(tmp_path / "code"), "--out", str(tmp_path)]
     optimizer.main([*options, *given])
@@ -38,7 +39,8 @@ def test_it_compares_the_same_tensors_and_says_how_they_grow(tmp_path, monkeypat
     told = {(row["optimizer"], row["tensors"]) for row in kept["rows"]}
     names = [optimizer.FUSED, optimizer.FOREACH, optimizer.COMPILED, optimizer.PURE]
     names.append(optimizer.AUTHORS)
-    assert told == {(name, each) for name in names for each in ("one layer", "layer and embedding")}
+    tensors = ("one layer", "few rows touched", "layer and embedding")
+    assert told == {(name, each) for name in names for each in tensors}
     assert all(row["lowest"] <= row["ratio"] <= row["highest"] for row in kept["rows"])
     (grown,) = kept["more"].values()
     assert [row["parameters"] for row in grown] == [800, 8000]
