@@ -8,12 +8,13 @@
 6. `move_candidates`: the rest moves
 
 Parameters and second moments of entries that stay are neither read nor written. The host waits for
-nothing, and in steady state only a table of addresses and options goes to the device. The scratch
-is at most half of the largest tensor's float32s in candidates, and 1 KB for each tensor.
+nothing, and in steady state only a table of addresses and one of options go to the device, from
+pinned memory. The scratch is at most half of the largest tensor's float32s in candidates, and 1 KB
+for each tensor.
 
 The selection is that of `reference.py`, exactly, for the moments as they are; moments and moves
-differ from torch's by roundings, for a GPU multiplies and adds in one. Subnormals are kept. The
-kernels are taken only where a small step of theirs moves what the pure path moves.
+differ from torch's by roundings, for a GPU multiplies and adds in one. Subnormals are kept. For a
+pair of dtypes the kernels are taken only where small steps of theirs are the pure path's.
 """
 
 from __future__ import annotations
