@@ -100,16 +100,20 @@ def test_it_moves_what_a_sort_puts_first_at_any_size(data):
 @compiler
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fraction", [0.05, 0.2, None])
-def test_on_several_threads_it_is_the_reference(dtype, fraction, monkeypatch):
+@pytest.mark.parametrize("faint", [1, 1e-30, 0])
+def test_on_several_threads_it_is_the_reference(dtype, fraction, faint, monkeypatch):
     monkeypatch.setattr(native, "_ranges", lambda n: (5, 3))
     generator = torch.Generator().manual_seed(0)
     shape, options = (211, 503), {"lr": 0.01, "weight_decay": 0.1, "update_fraction": fraction}
     expected = torch.randn(shape, generator=generator).to(dtype)
+    expected[:, 50:100] = 0  # there a small move shows
     param = torch.nn.Parameter(expected.clone())
     m = v = torch.zeros(shape, dtype=native.MOMENT_DTYPES[dtype])
     optimizer = MoFO([param], **options)
     for step in range(1, 5):
-        param.grad = torch.randn(shape, generator=generator).to(dtype)
+        grad = torch.randn(shape, generator=generator)
+        grad[:, 50:] *= faint  # of 1e-30 the square is 0 in float32
+        param.grad = grad.to(dtype)
         optimizer.step()
         expected, m, v = reference_step(expected, param.grad, m, v, step, **options)
         assert torch.equal(param, expected)

@@ -101,24 +101,26 @@ static void update_moments(const Tensor *t, int64_t from, int64_t to) {
     }
 }
 
-/* What `count` <= BLOCK entries become; v is overwritten. */
+/* What `count` <= BLOCK entries become. */
 static void move(const Tensor *t, int64_t count, real *restrict p, const real *restrict m,
-                 real *restrict v) {
+                 const real *restrict v) {
     const real shrink = t->shrink, size = t->step_size, corr = t->correction, eps = t->eps;
+    real root[BLOCK];
+    for (int64_t j = 0; j < count; j++) root[j] = v[j] == 0 ? 1 : v[j];  /* MKL is slow at zeros */
     if (t->root)
-        t->root(count, v, v, MKL_MODE);
+        t->root(count, root, root, MKL_MODE);
     else
-        for (int64_t j = 0; j < count; j++) v[j] = SQRT(v[j]);
-    for (int64_t j = 0; j < count; j++) p[j] = p[j] * shrink - m[j] * size / (v[j] / corr + eps);
+        for (int64_t j = 0; j < count; j++) root[j] = SQRT(root[j]);
+    for (int64_t j = 0; j < count; j++) {
+        real deviation = v[j] == 0 ? 0 : root[j];
+        p[j] = p[j] * shrink - m[j] * size / (deviation / corr + eps);
+    }
 }
 
 static void move_block(const Tensor *t, int64_t from, int64_t to) {
-    real p[BLOCK], v[BLOCK];
-    for (int64_t i = from; i < to; i++) {
-        p[i - from] = load(t->p[i]);
-        v[i - from] = t->v[i];
-    }
-    move(t, to - from, p, t->m + from, v);
+    real p[BLOCK];
+    for (int64_t i = from; i < to; i++) p[i - from] = load(t->p[i]);
+    move(t, to - from, p, t->m + from, t->v + from);
     for (int64_t i = from; i < to; i++) t->p[i] = store(p[i - from]);
 }
 
