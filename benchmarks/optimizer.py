@@ -32,7 +32,9 @@ from benchmarks.timing import exponent, interleaved, ratio, ratios
 from cl_mofo import MoFO
 from cl_mofo.optim import native, nonfinite
 
-LAYER = {
+Shapes = dict[str, tuple[int, ...]]
+
+LAYER: Shapes = {
     "q_proj": (2048, 2048),
     "k_proj": (256, 2048),
     "v_proj": (256, 2048),
@@ -43,8 +45,8 @@ LAYER = {
     "input_layernorm": (2048,),
     "post_attention_layernorm": (2048,),
 }
-EMBEDDING = {"embed_tokens": (32_000, 2048)}
-SLICE = {"embed_tokens": (4000, 2048)}
+EMBEDDING: Shapes = {"embed_tokens": (32_000, 2048)}
+SLICE: Shapes = {"embed_tokens": (4000, 2048)}
 TOUCHED = 100  # rows of it
 LR = 1e-5
 FUSED, FOREACH, COMPILED, PURE, AUTHORS = (
@@ -57,7 +59,6 @@ FUSED, FOREACH, COMPILED, PURE, AUTHORS = (
 BYTES = 4 * 4.3
 """Per parameter: itself, its gradient, two moments, scratch of the largest tensor."""
 
-Shapes = dict[str, tuple[int, ...]]
 Step = Callable[[], object]
 
 
@@ -135,7 +136,7 @@ def growth(
     """Return a row for each number of parameters, and the exponent of the step's time."""
     rows: list[dict[str, Any]] = []
     for size in sorted(map(int, sizes)):
-        shapes = {f"tensor {i}": (max(1, size // 8),) for i in range(8)}
+        shapes: Shapes = {f"tensor {i}": (max(1, size // 8),) for i in range(8)}
         available = psutil.virtual_memory().available
         if available < BYTES * size:
             print(f"{size:,} parameters need {BYTES * size / 1e9:.0f} GB: left out")
