@@ -1,6 +1,8 @@
 """The compiled step: its selection beside a sort, its making, and what is done without it."""
 
+import ctypes
 import logging
+import math
 import os
 import shutil
 import stat
@@ -53,6 +55,29 @@ def sorted_choice(values, k):
     mask = torch.zeros(len(values), dtype=torch.bool)
     mask[values.abs().argsort(descending=True, stable=True)[:k]] = True
     return mask
+
+
+def crowded(seed):
+    """Most of what moves lies a few keys above where the sample has its band end."""
+    drawn = torch.Generator().manual_seed(seed)
+    n, k = 40_960, 4096
+    keys = torch.full((n,), 0x30000000, dtype=torch.int32)
+    sample = torch.arange(0, n, 11)
+    keys[sample] = torch.randint(0x3F000000, 0x3F400000, sample.shape, generator=drawn).int()
+    rank = k * len(sample) / n
+    end = keys[sample].sort(descending=True).values[math.ceil(rank - 4 * rank**0.5 - 8) - 1]
+    others = torch.ones(n, dtype=torch.bool).index_fill_(0, sample, False).nonzero()[:, 0]
+    above = others[: k - 1 - int((keys[sample] >= end).sum())]
+    keys[above] = end + torch.randint(20, above.shape, generator=drawn).int()
+    keys[others[len(above) : len(above) + 50]] = end - 1
+    return keys.view(torch.float32), k
+
+
+@compiler
+@pytest.mark.parametrize("seed", range(20))
+def test_what_crowds_above_the_bands_end_moves(seed):
+    values, k = crowded(seed)
+    assert torch.equal(moved(values, k, 4, torch.float32), sorted_choice(values, k))
 
 
 def misleading(kind):
@@ -254,3 +279,9 @@ def test_a_library_with_other_bits_is_not_used(fresh, monkeypatch, tmp_path, cap
     monkeypatch.setattr(compiled, "files", lambda package: tmp_path)
     assert native.library(torch.float32) is None
     assert "not the bits of torch's" in caplog.text
+
+
+def test_a_library_of_something_else_is_not_used(fresh, monkeypatch, caplog):
+    monkeypatch.setattr(native, "load", lambda dtype: ctypes.CDLL(None))
+    assert native.library(torch.float32) is None
+    assert "without compiled code" in caplog.text

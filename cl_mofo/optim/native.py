@@ -185,7 +185,7 @@ def library(dtype: torch.dtype) -> Library | None:
         if os.environ.get(VARIABLE) == "0":
             raise NativeError(f"{VARIABLE} is 0")
         return _agreeing(dtype, load(dtype))
-    except (NativeError, OSError, subprocess.SubprocessError) as error:
+    except (NativeError, OSError, AttributeError, subprocess.SubprocessError) as error:
         _say_once(str(error))
         return None
 
