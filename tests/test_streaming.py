@@ -102,6 +102,7 @@ TEXT = json.dumps([{"a\\": 'é"\n😀', "b": [-1.5e3, 10, True, None, {}]}, 12, 
 @example(b"[-Infinity, 1e", 1)
 @example(b'["\\ud83d\\ude00", "\\u12"]', 1)
 @example('["\u2028é'.encode(), 2)
+@example(b'"[\n', 1)
 def test_what_is_taken_and_what_is_said_is_what_json_takes_and_says(data, size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jl, "CHUNK", size)
@@ -114,7 +115,7 @@ def test_what_is_taken_and_what_is_said_is_what_json_takes_and_says(data, size):
         '"'
     ):
         assert repr(found) == repr(expected)  # by repr, as NaN is not NaN
-    else:
+    elif repr(found) != repr(expected):  # a text that is broken too may be told of as either
         assert "a list of records was expected" in str(found)
 
 
