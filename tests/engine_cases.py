@@ -282,8 +282,8 @@ class Trace:
         self.final: dict[str, torch.Tensor] = {}
         step = loop.engine.step
 
-        def noted() -> None:
-            step()
+        def noted(unless: torch.Tensor | None = None) -> None:
+            step(unless)
             self.weights.append(self.parts.weights())
             if isinstance(loop.engine, SingleEngine):
                 state = loop.optimizer.state
