@@ -26,7 +26,6 @@ from cl_mofo.optim.step import rule_of
 from cl_mofo.optim.work import Work
 
 VARIABLE = "CL_MOFO_NATIVE"
-_GRAIN = 1 << 15  # entries from which on threads are worth it, as in torch
 _MOST_RANGES = 256
 _MOST_ENTRIES = 1 << 32
 _ROOTS = {torch.float32: "vmsSqrt_64", torch.float64: "vmdSqrt_64"}
@@ -118,7 +117,7 @@ class Library:
     def finite(self, grad: Tensor) -> bool:
         """Tell whether no entry is a NaN or an infinity."""
         n = grad.numel()
-        ranges, threads = _ranges(n)
+        ranges, threads = _ranges()
         asked = _Tensor(g=grad.data_ptr(), n=n, ranges=ranges, threads=threads)
         return bool(self._finite(ctypes.byref(asked)))
 
@@ -153,7 +152,7 @@ class Library:
                 scratch.data_ptr(),
                 n,
                 k,
-                *_ranges(n),
+                *_ranges(),
                 1 - rule.beta1,
                 rule.beta2,
                 1 - rule.beta2,
@@ -166,11 +165,12 @@ class Library:
         )
 
 
-def _ranges(n: int) -> tuple[int, int]:
-    """Return into how many ranges so many entries are cut, and how many threads take them."""
+def _ranges() -> tuple[int, int]:
+    """Return into how many ranges a tensor's entries are cut, and how many threads take them."""
     threads = min(torch.get_num_threads(), _MOST_RANGES)
-    if threads == 1 or n <= _GRAIN:
+    if threads == 1:
         return 1, 1
+    # Small tensors too: outside a parallel region MKL's square root would start threads of its own.
     # More than threads, so that one which the machine holds up leaves the rest to the others.
     return min(4 * threads, _MOST_RANGES), threads
 
