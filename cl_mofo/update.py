@@ -15,6 +15,7 @@ from cl_mofo.memory import explained
 from cl_mofo.remedies import moments
 from cl_mofo.schedule import lr_factor
 from cl_mofo.strategy import Strategy
+from cl_mofo.transfer import Arriving
 
 if TYPE_CHECKING:
     from cl_mofo.loop import Loop
@@ -95,17 +96,11 @@ class Outcome:
         figures = torch.stack([loop.step_loss.to(self.norm), self.norm])
         self.broken = ~figures.isfinite().all()
         """[]: whether either is not finite, on the device."""
-        self._figures = figures.to("cpu", non_blocking=True)
-        self._copied: torch.cuda.Event | None = None
-        if figures.device.type == "cuda":
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record(torch.cuda.current_stream(figures.device))
+        self._figures = Arriving(figures)
 
     def read(self) -> tuple[float, float]:
         """Wait for the loss, in nats, and the norm."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        loss, norm = self._figures.tolist()
+        loss, norm = self._figures.read()
         return loss, norm
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cl_mofo.optim.native import library
 from cl_mofo.optim.shards import any_rank
+from cl_mofo.transfer import Arriving
 
 
 class NonFiniteGradientError(FloatingPointError):
@@ -52,12 +53,7 @@ class GradientCheck:
             flags = any_rank(flags, group)
         self.found = flags.any()
         """0-d bool on the gradients' device (the first that is no CPU): is any not finite?"""
-        # To pinned memory, so that reading it later waits for this copy and not for newer work.
-        self._flags = flags.to("cpu", non_blocking=True)
-        self._copied: torch.cuda.Event | None = None
-        if home.type == "cuda":
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record(torch.cuda.current_stream(home))
+        self._flags = Arriving(flags)
 
     def raise_if_found(self) -> None:
         """Wait for the answer.
@@ -65,9 +61,7 @@ class GradientCheck:
         Raises:
             NonFiniteGradientError: a gradient is not finite.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
-        names = [n for n, bad in zip(self._names, self._flags.tolist(), strict=True) if bad]
+        names = [n for n, bad in zip(self._names, self._flags.read(), strict=True) if bad]
         if names:
             raise NonFiniteGradientError(names)
 
