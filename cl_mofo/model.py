@@ -238,7 +238,7 @@ def supervised_logits(
     Returns:
         logits [rows, positions, vocabulary], labels [rows, positions]
     """
-    forward, keeps = forward or module, _keeps_logits(type(module).forward)
+    forward, keeps = forward or module, keeps_logits(module)
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.documents is not None:
         kept = batch.documents.predicting
@@ -258,8 +258,13 @@ def supervised_logits(
     return logits[:, :-1], batch.labels[:, start + 1 :]
 
 
+def keeps_logits(module: torch.nn.Module) -> bool:
+    """Tell whether a model can be told which positions' logits are wanted."""
+    return _takes_logits_to_keep(type(module).forward)
+
+
 @cache
-def _keeps_logits(forward: Callable[..., Any]) -> bool:
+def _takes_logits_to_keep(forward: Callable[..., Any]) -> bool:
     return "logits_to_keep" in inspect.signature(forward).parameters
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from cl_mofo.model import LanguageModel
+from cl_mofo.model import LanguageModel, keeps_logits
 
 PADDING = 0.1
 """Share of padding in a row from which on prompts are read in another pass."""
@@ -46,7 +45,7 @@ class Context:
         self._pads = torch.tensor(pads, device=device)[:, None] if padded else None
         self._cache = roomy(self._module.config, len(prompts), width + room)
         self._read = 0
-        self._restricts = "logits_to_keep" in inspect.signature(self._module.forward).parameters
+        self._restricts = keeps_logits(self._module)
 
     def read_prompts(self) -> torch.Tensor:
         """Read the prompts; return the logits [rows, vocabulary] of what follows them.
