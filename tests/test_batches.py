@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cl_mofo.data.batches import IGNORED, collate, epoch_order, pack, sorted_chunks
+from cl_mofo.data.batches import IGNORED, collate, epoch_order, pack
 from cl_mofo.data.tokenise import Example
 
 EXAMPLES = [Example((9, 5, 6, 2), 2), Example((9, 7, 2), 2), Example((9, 5, 5, 5, 2), 1)]
@@ -90,7 +90,3 @@ def test_grouping_by_length_makes_batches_alike():
     ]
     assert spread[0] == 10 * 9  # ten runs of ten neighbours
     assert spread[1] > 5 * spread[0]
-
-
-def test_sorted_chunks_keep_every_index():
-    assert [part.tolist() for part in sorted_chunks([3, 9, 5, 3], 2)] == [[1, 2], [0, 3]]

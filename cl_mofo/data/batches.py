@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -192,12 +192,6 @@ def epoch_order(
     for group in chunks(order, batch_size * MEGABATCH):
         batches += chunks(sorted(group, key=lambda i: -lengths[i]), batch_size)
     return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def sorted_chunks(lengths: Iterable[int], size: int) -> list[NDArray[np.int64]]:
-    """Return indices in groups of similar lengths, the longest first (memory faults come early)."""
-    order = np.argsort(-np.fromiter(lengths, dtype=np.int64), kind="stable")
-    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 T = TypeVar("T")
