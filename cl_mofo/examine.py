@@ -8,6 +8,7 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from cl_mofo.config import Recipe
+from cl_mofo.data.encoded import digest_of
 from cl_mofo.data.plan import TaskPlan, encoder_for
 from cl_mofo.data.records import Column, Splits
 from cl_mofo.engine.ranks import Ranks
@@ -133,7 +134,7 @@ class Examiner:
             language_model,
             self._weights[learned],
             encoder_for(language_model.tokenizer, self.plans[j], self.recipe),
-            answer_cache.records_digest(self.records[self.plans[j].task.name][settings.split]),
+            digest_of(self.records[self.plans[j].task.name][settings.split])[0],
             told,
             self._settled(j),
         )

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 import cl_mofo
 from cl_mofo import examine, mini
+from cl_mofo.data.encoded import digest_of
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.errors import TrainingError
 from cl_mofo.evaluation import answer_cache
-from cl_mofo.evaluation.answer_cache import find, keep, key_of, records_digest, weights_digest
+from cl_mofo.evaluation.answer_cache import find, keep, key_of, weights_digest
 from cl_mofo.evaluation.answers import Answer
 from cl_mofo.mappings import merge
 from tests.small_run import SMALL
@@ -139,7 +140,7 @@ ROWS = mini.records()["FOMC"]["test"][:3]
 def key(model, encoder=None, rows=ROWS, told=None, settled=None):
     encoder = encoder or Encoder(model.tokenizer, 64, 8)
     told = told or {"decoding": "greedy"}
-    weights, records = weights_digest(model.module), records_digest(rows)
+    weights, records = weights_digest(model.module), digest_of(rows)[0]
     return key_of(model, weights, encoder, records, told, settled)
 
 

@@ -140,19 +140,14 @@ def _key(encoder: Encoder, records: Sequence[Record]) -> str:
     backend = getattr(encoder.tokenizer, "backend_tokenizer", None)
     if backend is None:
         return ""  # a tokenizer of Python code, which no hash can know
-    digest = hashlib.sha256()
-    size = 0
-    for record in records:
-        for text in (record["prompt"], record["answer"]):
-            encoded = text.encode()
-            size += len(encoded)
-            digest.update(len(encoded).to_bytes(8) + encoded)
+    digest, size = digest_of(records)
     if size < WORTH_KEEPING:
         return ""
     import tokenizers
     import transformers
 
     made_of = [
+        digest,
         source_digest(),
         backend.to_str(),
         encoder.bos,
@@ -162,8 +157,18 @@ def _key(encoder: Encoder, records: Sequence[Record]) -> str:
         encoder.joint,
         [tokenizers.__version__, transformers.__version__, pa.__version__],
     ]
-    digest.update(json.dumps(made_of).encode())
-    return digest.hexdigest()[:32]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
+
+
+def digest_of(records: Sequence[Record]) -> tuple[str, int]:
+    """Return the SHA-256 of records in their order, and the bytes of their texts."""
+    digest, size = hashlib.sha256(), 0
+    for record in records:
+        for text in (record["prompt"], record["answer"]):
+            encoded = text.encode()
+            size += len(encoded)
+            digest.update(len(encoded).to_bytes(8) + encoded)
+    return digest.hexdigest(), size
 
 
 def _found(folder: Path, key: str) -> Encoded | None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cl_mofo.cachedir import cache_folder, source_digest, trim, used
-from cl_mofo.data.records import Record
 from cl_mofo.evaluation.answers import Answer
 from cl_mofo.files import DamagedError, read_checked, write_checked
 from cl_mofo.manifest import cpu_name, versions
@@ -47,16 +46,6 @@ def weights_digest(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def records_digest(records: Sequence[Record]) -> str:
-    """Return the SHA-256 of records in their order."""
-    digest = hashlib.sha256()
-    for record in records:
-        for text in (record["prompt"], record["answer"]):
-            encoded = text.encode()
-            digest.update(len(encoded).to_bytes(8) + encoded)
-    return digest.hexdigest()
-
-
 def key_of(
     language_model: LanguageModel,
     weights: str,
@@ -71,7 +60,7 @@ def key_of(
         language_model: the model.
         weights: its `weights_digest`.
         encoder: what prompts are encoded by.
-        records: the test set's `records_digest`.
+        records: the digest of the test set (`cl_mofo.data.encoded.digest_of`).
         settings: how it is answered, as JSON can hold it.
         settled: a task's own, if it may cut answers off.
     """
