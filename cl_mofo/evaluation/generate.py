@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -103,11 +102,10 @@ def answer(
 
 
 def _of(settled: Settled | None, records: Sequence[Record], i: int) -> Callable[[str], bool] | None:
-    return partial(_swapped, settled, records[i]["answer"]) if settled else None
-
-
-def _swapped(settled: Settled, reference: str, answer: str) -> bool:
-    return settled(answer, reference)
+    if settled is None:
+        return None
+    reference = records[i]["answer"]
+    return lambda answer: settled(answer, reference)
 
 
 def _question(
