@@ -20,7 +20,7 @@ import yaml
 import cl_mofo
 from cl_mofo.config import EngineConfig
 from cl_mofo.engine.ranks import Ranks, join, launched, watching
-from cl_mofo.engine.zero import import_deepspeed
+from cl_mofo.engine.zero import import_deepspeed, local_rank_said
 from cl_mofo.errors import LostRankError, TrainingError, UserError
 from cl_mofo.observer import Observer
 from cl_mofo.report import load_runs
@@ -210,8 +210,22 @@ def test_deepspeed_that_cannot_be_imported_says_what_to_do(monkeypatch, error, m
     for name in [n for n in sys.modules if n.partition(".")[0] == "deepspeed"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    before = dict(os.environ)
     with pytest.raises(UserError, match=message):
         import_deepspeed(on_cpu=True)
+    assert dict(os.environ) == before
+
+
+def test_a_local_rank_is_said_to_deepspeed_alone(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with local_rank_said():
+        assert os.environ["LOCAL_RANK"] == "0"
+    assert "LOCAL_RANK" not in os.environ
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with local_rank_said():
+        assert os.environ["LOCAL_RANK"] == "3"
+    assert os.environ["LOCAL_RANK"] == "3"
 
 
 @pytest.mark.parametrize(

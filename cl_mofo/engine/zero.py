@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class DeepSpeedEngine(SpreadEngine):
     def __init__(self, config: EngineConfig, ranks: Ranks, *, on_cpu: bool) -> None:
         super().__init__(ranks)
         self._deepspeed = import_deepspeed(on_cpu=on_cpu)
+        self._held = ExitStack()
         self.config = config
         self.stage = config.zero_stage
         if self.stage:
@@ -65,6 +66,7 @@ class DeepSpeedEngine(SpreadEngine):
         self._trainable = {name: p for name, p in named if p.requires_grad}
         self._sizes = {name: p.numel() for name, p in self._trainable.items()}
         self.optimizer = make_optimizer(list(self._trainable.items()))
+        self._held.enter_context(local_rank_said())
         self._engine, *_ = self._deepspeed.initialize(
             model=self.module,
             optimizer=self.optimizer,
@@ -145,6 +147,7 @@ class DeepSpeedEngine(SpreadEngine):
     def close(self) -> None:
         """Let DeepSpeed go, which at stage 3 must come before the processes part."""
         self._engine.destroy()
+        self._held.close()
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.module.named_parameters():
@@ -193,6 +196,21 @@ def settings(config: EngineConfig, ranks: int, compute_dtype: torch.dtype) -> di
     }
 
 
+@contextmanager
+def local_rank_said() -> Iterator[None]:
+    """Say LOCAL_RANK, which DeepSpeed wants of one process too, for as long as it is held.
+
+    Left behind, it would make other libraries of this process wait for ranks that are not there.
+    """
+    there = "LOCAL_RANK" in os.environ
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        yield
+    finally:
+        if not there:
+            del os.environ["LOCAL_RANK"]
+
+
 def import_deepspeed(*, on_cpu: bool) -> Any:
     """Import DeepSpeed, quietly.
 
@@ -201,7 +219,6 @@ def import_deepspeed(*, on_cpu: bool) -> Any:
     """
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", "0")  # which it wants of one process too
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     try:
         import deepspeed
