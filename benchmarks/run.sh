@@ -36,9 +36,8 @@ stage() { # stage NAME MINUTES MODULE [ARGUMENT...]: MINUTES is what it takes, t
     echo "== $name: $((SECONDS - began)) s"
 }
 
-# Four copies of a model with their moments lie side by side in training (SmolLM2-135M: 9 GB), and the
-# others compute logits at all positions: so texts are cut at 512 + 128 tokens and padded by eights,
-# which takes 6 GB more. float32 is measured on the tasks of short texts.
+# The others compute logits at all positions: texts are cut at 512 + 128 tokens and padded by eights,
+# which takes SmolLM2-135M 17 GB. float32 is measured on the tasks of short texts.
 stage optimizer 3 optimizer --threads "$threads" ${AUTHORS:+--authors "$AUTHORS"}
 stage training 7 training "${what[@]}" "${trace[@]}" --precision bfloat16 \
     --micro-batch 8 --prompt-tokens 512 --answer-tokens 128 --memory-task Py150 --out benchmarks/results/training.json

@@ -8,21 +8,20 @@ and (d) ours with `mofo`. They train copies of the same model on the same exampl
 steps, with torch's fused AdamW, a constant learning rate and clipping at 1, in float32 and in
 bfloat16 autocast; task by task in turns, so that noise hits all alike. Records are tokenised
 before, for all; of Trainer only the steps count, not its making for each task. That (a), (b) and
-(c) do the same work is seen from their losses. With --trace, the folder of TRACE's own code, (e) is
+(c) do the same work is seen from their losses. Each starts every task from the same weights with
+new moments, and is gone before the next one is made: one model at a time. With --trace, the folder of TRACE's own code, (e) is
 (a) with TRACE's own collator, which tokenises jointly.
 
 The ratio is of the whole sequence's times; beside it stand those of single tasks. Peak memory is
 that of a process of its own that takes one step of --memory-task (on CUDA, of the allocator).
 
-Takes 6 s for `tiny`. For SmolLM2-135M on trace-500 in bfloat16 with texts cut at 640 tokens, as
-benchmarks/run.sh has it, about 8 minutes on 2 quiet cores and 16 GB of memory: four copies of the
-model with their moments (9 GB), and the others' logits. --prompt-tokens, --micro-batch and --tasks
-make it smaller.
+Takes 6 s for `tiny`. --prompt-tokens, --micro-batch and --tasks make it smaller.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
@@ -65,20 +64,21 @@ def measure(
     made: Setting, dtype: str, trace: Path | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train every contender on every task; return the rows of the sequence and of the tasks."""
-    runners = {name: make() for name, make in contenders(made, dtype, trace).items()}
-    works: dict[str, list[Work]] = {name: [] for name in runners}
+    makers = contenders(made, dtype, trace)
+    works: dict[str, list[Work]] = {name: [] for name in makers}
     examples = 0
     for task in range(len(made.plans)):
         drawn = batches(made, task)
         examples += sum(len(batch) for batch in drawn)
-        in_turn = list(runners) if task % 2 == 0 else list(runners)[::-1]
+        in_turn = list(makers) if task % 2 == 0 else list(makers)[::-1]
         for name in in_turn:
-            works[name].append(timed(runners[name], task, drawn))
+            works[name].append(timed(makers[name](), task, drawn))
+            gc.collect()  # trainers are known by what they know
     times = {name: [work.seconds for work in done] for name, done in works.items()}
     rows = []
     for name, taken in times.items():
         faster = [base / own for base, own in zip(times[PLAIN], taken, strict=True)]
-        gib = [work.gib for work in works[name][1:] if work.gib is not None]
+        gib = [work.gib for work in works[name] if work.gib is not None]
         computed, real = (
             sum(getattr(w, what) for w in works[name]) for what in ("computed", "real")
         )
