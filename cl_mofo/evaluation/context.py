@@ -24,17 +24,26 @@ class Context:
         language_model: the model.
         prompts: token ids, at least one each.
         room: ids that will follow at most.
+        ahead: how many more are read at most that `forget` takes back.
+
+    Attributes:
+        forgets: whether positions that were read can be taken back.
     """
 
     def __init__(
-        self, language_model: LanguageModel, prompts: Sequence[Sequence[int]], room: int
+        self,
+        language_model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        room: int,
+        ahead: int = 0,
     ) -> None:
-        from cl_mofo.evaluation.room import roomy
+        from cl_mofo.evaluation.room import is_roomy, roomy
 
         self._module, device = language_model.module, language_model.device
         width = max(map(len, prompts))
+        self._room = width + room + ahead
         ids = np.zeros((len(prompts), width), dtype=np.int64)
-        mask = np.ones((len(prompts), width + room), dtype=bool)
+        mask = np.ones((len(prompts), self._room), dtype=bool)
         self._lengths = list(map(len, prompts))
         pads = [width - length for length in self._lengths]
         for row, (pad, prompt) in enumerate(zip(pads, prompts, strict=True)):
@@ -42,8 +51,9 @@ class Context:
         self._prompts = torch.from_numpy(ids).to(device)
         padded = any(pads)
         self._mask = torch.from_numpy(mask).to(device) if padded else None
-        self._pads = torch.tensor(pads, device=device)[:, None] if padded else None
-        self._cache = roomy(self._module.config, len(prompts), width + room)
+        self._gaps = torch.tensor(pads, device=device)[:, None] if padded else None
+        self._cache = roomy(self._module.config, len(prompts), self._room)
+        self.forgets = is_roomy(self._cache)
         self._read = 0
         self._restricts = keeps_logits(self._module)
 
@@ -63,9 +73,9 @@ class Context:
                 return self.read(self._prompts, keep=1)[:, -1]
             group = copy.copy(self)
             group._cache, group._read = cache, 0
-            if self._mask is not None and self._pads is not None:
-                group._mask, group._pads = self._mask[rows, start:], self._pads[rows] - start
-                if not group._pads.any():
+            if self._mask is not None and self._gaps is not None:
+                group._mask, group._gaps = self._mask[rows, start:], self._gaps[rows] - start
+                if not group._gaps.any():
                     group._mask = None
             found.append(group.read(self._prompts[rows, start:], keep=1)[:, -1])
         hold(self._cache, width)
@@ -79,15 +89,51 @@ class Context:
             ids: [rows, positions]; what stands right of a row's end disturbs nothing before it.
             keep: how many positions are wanted.
         """
+        if self._read + ids.shape[1] > self._room:
+            self._close_gaps()
         start, end = self._read, self._read + ids.shape[1]
         inputs: dict[str, Any] = {"logits_to_keep": keep} if keep and self._restricts else {}
-        if self._mask is not None and self._pads is not None:
-            positions = torch.arange(start, end, device=ids.device) - self._pads
+        if self._mask is not None and self._gaps is not None:
+            positions = torch.arange(start, end, device=ids.device) - self._gaps
             inputs |= {"attention_mask": self._mask[:, :end], "position_ids": positions.clamp_(0)}
         output = self._module(ids, past_key_values=self._cache, use_cache=True, **inputs)
         self._read = end
         logits: torch.Tensor = output.logits
         return logits
+
+    def forget(self, counts: Sequence[int]) -> None:
+        """Take back the last few positions of each row.
+
+        What one row takes back and another does not is a gap: it is masked, and has no position.
+        """
+        from cl_mofo.evaluation.room import hold
+
+        if not any(counts):
+            return
+        self._read -= min(counts)
+        hold(self._cache, self._read)
+        gone = torch.tensor(counts, device=self._prompts.device)[:, None] - min(counts)
+        if not gone.any():
+            return
+        if self._mask is None or self._gaps is None:
+            self._mask = gone.new_ones((len(counts), self._room), dtype=torch.bool)
+            self._gaps = torch.zeros_like(gone)
+        place = torch.arange(self._room, device=gone.device)
+        self._mask &= (place < self._read - gone) | (place >= self._read)
+        self._gaps = self._gaps + gone
+
+    def _close_gaps(self) -> None:
+        """Move what each row has read together, to the right."""
+        from cl_mofo.evaluation.room import rearrange
+
+        assert self._mask is not None
+        assert self._gaps is not None
+        spare = int(self._gaps.min())
+        in_order = self._mask[:, : self._read].byte().argsort(dim=1, stable=True)
+        rearrange(self._cache, in_order[:, spare:])
+        self._read -= spare
+        self._gaps = self._gaps - spare
+        self._mask = torch.arange(self._room, device=self._gaps.device) >= self._gaps
 
     def fork(self) -> Context:
         """Return a context that reads on from here; this one waits until that is done with."""
@@ -97,13 +143,12 @@ class Context:
         forked._cache = fork(self._cache)
         return forked
 
-    def keep(self, rows: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
-        """Let all other rows leave; return the tokens of those that stay."""
-        chosen = torch.tensor(rows, device=tokens.device)
+    def keep(self, rows: Sequence[int]) -> None:
+        """Let all other rows leave."""
+        chosen = torch.tensor(rows, device=self._prompts.device)
         self._cache.batch_select_indices(chosen)
-        if self._mask is not None and self._pads is not None:
-            self._mask, self._pads = self._mask[chosen], self._pads[chosen]
-        return tokens[chosen]
+        if self._mask is not None and self._gaps is not None:
+            self._mask, self._gaps = self._mask[chosen], self._gaps[chosen]
 
 
 def alike(lengths: Sequence[int]) -> list[slice]:

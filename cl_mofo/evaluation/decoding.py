@@ -1,17 +1,20 @@
 """Generate answers token by token over the model's own cache.
 
 The prompts of a batch go through the model once. The loss on the right answers is taken from there,
-and from there answers are generated. Rows whose answers have ended leave the batch.
+and from there answers are generated, several tokens at a time where they can be foretold. Rows
+whose answers have ended leave the batch.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from cl_mofo.config import EvaluationConfig
@@ -19,6 +22,7 @@ from cl_mofo.data.batches import IGNORED
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.evaluation.backend import Generated, Question, budget
 from cl_mofo.evaluation.context import Context
+from cl_mofo.evaluation.lookahead import FARTHEST, Lookup, agreed, drafts
 from cl_mofo.model import LanguageModel
 
 LEAVE = 0.25
@@ -53,7 +57,8 @@ class Decoder:
     """The loop over a model that `fits`.
 
     A sampled token is the first at which the cumulative probability exceeds a uniform draw. Each
-    question has draws of its own, so that no answer depends on which others it is generated with.
+    question has draws of its own, so that no answer depends on which others it is generated with,
+    and each token its own of them: a token that was foretold is kept if it is the one drawn.
 
     Args:
         language_model: in evaluation mode.
@@ -70,62 +75,99 @@ class Decoder:
     def generate(self, batch: Sequence[Question]) -> list[Generated]:
         """Answer questions, and measure the loss on their references where they have one."""
         with self._language_model.autocast():
-            context = Context(self._language_model, [q.prompt for q in batch], self._budget)
+            prompts = [q.prompt for q in batch]
+            context = Context(self._language_model, prompts, self._budget, FARTHEST)
             logits = context.read_prompts()
             losses: list[float] | None = None
             if batch[0].reference is not None:
                 losses = _losses(context.fork(), logits, [q.reference or () for q in batch])
-            ids, settled = self._decode(context, logits, batch)
+            rows = self._decode(context, logits, batch)
         return [
-            Generated(ids[i], i in settled, losses[i] if losses else None)
-            for i in range(len(batch))
+            Generated(row.ids, row.settled, losses[i] if losses else None)
+            for i, row in enumerate(rows)
         ]
 
     def _decode(
         self, context: Context, logits: torch.Tensor, batch: Sequence[Question]
-    ) -> tuple[list[list[int]], set[int]]:
-        answers: list[list[int]] = [[] for _ in batch]
-        settled: set[int] = set()
-        rows = list(range(len(batch)))
-        ended: set[int] = set()
-        draws = self._draws(batch).to(logits.device)
-        for step in range(self._budget):
-            tokens = self._chosen(logits, draws[rows, step] if draws.numel() else None)
-            for row, token in zip(rows, tokens.tolist(), strict=True):
-                if row in ended:
-                    continue
-                answers[row].append(token)
-                if token == self._encoder.eos:
-                    ended.add(row)
-                elif self._is_settled(batch[row], answers[row]):
-                    ended.add(row)
-                    settled.add(row)
-            going = [place for place, row in enumerate(rows) if row not in ended]
-            if not going or step + 1 == self._budget:
-                break
+    ) -> list[_Row]:
+        everyone = rows = [_Row(q, Lookup(q.prompt) if context.forgets else None) for q in batch]
+        logits = logits[:, None]
+        while True:
+            useless = []
+            for row, tokens in zip(rows, self._chosen(logits, rows).tolist(), strict=True):
+                useful = 0 if row.ended else 1 + agreed(row.draft, tokens)
+                self._say(row, tokens[:useful])
+                useless.append(len(tokens) - useful)
+            if context.forgets:
+                context.forget(useless)
+            going = [place for place, row in enumerate(rows) if not row.ended]
+            if not going:
+                return everyone
             if len(going) <= (1 - LEAVE) * len(rows):
                 rows = [rows[place] for place in going]
-                tokens = context.keep(going, tokens)
-            logits = context.read(tokens[:, None])[:, -1]
-        return answers, settled
+                context.keep(going)
+            logits = context.read(self._following(rows).to(logits.device))
 
-    def _is_settled(self, question: Question, ids: list[int]) -> bool:
-        if question.settled is None:
+    def _say(self, row: _Row, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            row.ids.append(token)
+            if row.lookup:
+                row.lookup.add(token)
+            row.settled = token != self._encoder.eos and self._is_settled(row)
+            spent = len(row.ids) == self._budget
+            row.ended = token == self._encoder.eos or row.settled or spent
+            if row.ended:
+                return
+
+    def _following(self, rows: Sequence[_Row]) -> torch.Tensor:
+        """Draw up drafts; return the ids [rows, positions] to read, of which drafts are the end."""
+        drawn_up = drafts(
+            [None if row.ended else row.lookup for row in rows],
+            [self._budget - len(row.ids) - 1 for row in rows],
+        )
+        ids = np.empty((len(rows), 1 + max(map(len, drawn_up))), dtype=np.int64)
+        for place, (row, draft) in enumerate(zip(rows, drawn_up, strict=True)):
+            row.draft = draft
+            ids[place] = row.ids[-1]  # also where there is no draft
+            ids[place, 1 : 1 + len(draft)] = draft
+        return torch.from_numpy(ids)
+
+    def _is_settled(self, row: _Row) -> bool:
+        if row.question.settled is None:
             return False
-        text = self._encoder.decode(ids, skip_special_tokens=self._settings.skip_special_tokens)
+        text = self._encoder.decode(row.ids, skip_special_tokens=self._settings.skip_special_tokens)
         # A character of several tokens that is not yet complete is no part of the text.
-        return question.settled(text.rstrip("\ufffd"))
+        return row.question.settled(text.rstrip("\ufffd"))
 
-    def _draws(self, batch: Sequence[Question]) -> torch.Tensor:
+    def _chosen(self, logits: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
+        """Return the tokens [rows, positions] that follow, wherever what was read is right."""
         if self._settings.decoding == "greedy":
-            return torch.empty(0)
-        drawn = [np.random.default_rng(q.seed).random(self._budget, np.float32) for q in batch]
-        return torch.from_numpy(np.stack(drawn))
-
-    def _chosen(self, logits: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
-        if draws is None:
             return logits.argmax(-1)
-        return sampled(logits, draws, self._settings.temperature, self._settings.top_k)
+        width = logits.shape[1]
+        drawn = np.stack([self._draws(row, width) for row in rows])
+        draws = torch.from_numpy(drawn).to(logits.device)
+        temperature, top_k = self._settings.temperature, self._settings.top_k
+        return sampled(logits.flatten(0, 1), draws.flatten(), temperature, top_k).view(-1, width)
+
+    def _draws(self, row: _Row, count: int) -> NDArray[np.float32]:
+        """Return the draws of a row's next tokens; those beyond its budget are for nothing."""
+        if row.draws is None:
+            random = np.random.default_rng(row.question.seed)
+            row.draws = random.random(self._budget + FARTHEST, np.float32)
+        return row.draws[len(row.ids) : len(row.ids) + count]
+
+
+@dataclass
+class _Row:
+    question: Question
+    lookup: Lookup | None
+    """None where nothing that was read can be taken back."""
+    ids: list[int] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
+    """What was read ahead after the last of `ids`."""
+    draws: NDArray[np.float32] | None = None
+    ended: bool = False
+    settled: bool = False
 
 
 def sampled(

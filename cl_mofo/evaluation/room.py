@@ -60,6 +60,13 @@ class _Roomy(DynamicLayer):
         self._all = chosen
         self.hold(held)
 
+    def rearrange(self, places: torch.Tensor) -> None:
+        """Hold of each row what stands in these places [rows, tokens], in this order."""
+        for whole in self._all:
+            index = places[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
+            whole[:, :, : places.shape[1]] = whole.gather(2, index)
+        self.hold(places.shape[1])
+
 
 class _Part(_Roomy):
     """Some rows of a layer, from a position on."""
@@ -91,13 +98,24 @@ def roomy(config: Any, rows: int, tokens: int) -> DynamicCache:
     return cache
 
 
+def is_roomy(cache: DynamicCache) -> bool:
+    """Tell whether all layers have room, none a window: then any part of it can be given up."""
+    return all(isinstance(layer, _Roomy) for layer in cache.layers)
+
+
 def part(cache: DynamicCache, rows: slice, start: int) -> DynamicCache | None:
     """Return a cache that is some rows of another from a position on; None if it has no such."""
-    if not all(isinstance(layer, _Roomy) for layer in cache.layers):
+    if not is_roomy(cache):
         return None
     chosen = copy.copy(cache)
     chosen.layers = [_Part(layer, rows, start) for layer in cache.layers]
     return chosen
+
+
+def rearrange(cache: DynamicCache, places: torch.Tensor) -> None:
+    """Hold of each row what stands in these places [rows, tokens], in this order."""
+    for layer in cache.layers:
+        layer.rearrange(places)
 
 
 def hold(cache: DynamicCache, tokens: int) -> None:

@@ -1,0 +1,180 @@
+"""Tokens read ahead: what is foretold, how far, and that answers stay what they are."""
+
+import pytest
+import torch
+import transformers
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from cl_mofo.config import EvaluationConfig
+from cl_mofo.data.tokenise import Encoder
+from cl_mofo.evaluation import decoding, lookahead
+from cl_mofo.evaluation.context import Context
+from cl_mofo.evaluation.decoding import Decoder
+from cl_mofo.evaluation.lookahead import CONTEXT, FARTHEST, PASS, Lookup, agreed, drafts
+from cl_mofo.evaluation.losses import evaluating
+from tests.test_decoding import Model, Numbers, questions
+
+IDS = st.lists(st.integers(0, 2), max_size=40)
+
+
+def searched(ids, most):
+    """The tokens that followed the last CONTEXT ones where they stood before, found one by one."""
+    ids, found = list(ids), []
+    key = ids[-CONTEXT:]
+    starts = [i for i in range(len(ids) - CONTEXT) if ids[i : i + CONTEXT] == key]
+    if len(ids) < CONTEXT or not starts:
+        return []
+    place = starts[-1] + CONTEXT
+    for _ in range(most):
+        ids.append(ids[place])
+        found.append(ids[-1])
+        place += 1
+    return found
+
+
+@given(ids=IDS, more=IDS, most=st.integers(0, 20))
+def test_what_is_foretold_is_what_followed_last_time(ids, more, most):
+    lookup, streak = Lookup(ids), 0
+    for token in more:
+        streak = streak + 1 if searched(ids, 1) == [token] else 0
+        lookup.add(token)
+        ids = [*ids, token]
+    assert lookup.foretell(most) == searched(ids, most)
+    assert lookup.streak == streak
+
+
+class Expected:
+    """A row of which so many tokens are expected to be right."""
+
+    def __init__(self, streak):
+        self.streak = streak
+
+    def foretell(self, most):
+        return list(range(most))
+
+
+@given(
+    streaks=st.lists(st.none() | st.integers(0, 40), min_size=1, max_size=20),
+    room=st.integers(0, 40),
+)
+def test_as_much_is_read_ahead_as_makes_most_for_its_cost(streaks, room):
+    rows = [None if streak is None else Expected(streak) for streak in streaks]
+    found = [len(draft) for draft in drafts(rows, [room] * len(rows))]
+    expected = [min(streak or 0, room) for streak in streaks]
+
+    def rate(ahead):
+        tokens = sum(1 + min(each, ahead) for each in expected)
+        return tokens / (PASS + len(rows) * (1 + ahead))
+
+    best = max(map(rate, range(FARTHEST)))
+    width = max(found)
+    assert rate(width) == pytest.approx(best)
+    assert found == [min(each, width) for each in expected]
+
+
+def test_one_row_that_repeats_itself_is_read_far_ahead_and_many_that_do_not_are_not():
+    assert [len(draft) for draft in drafts([Expected(40)], [40])] == [FARTHEST - 1]
+    crowd = [Expected(40), *(Expected(0) for _ in range(30))]
+    assert not any(drafts(crowd, [40] * 31))
+
+
+@given(draft=IDS, chosen=IDS)
+def test_a_draft_holds_up_to_its_first_wrong_token(draft, chosen):
+    right = agreed(draft, chosen)
+    assert draft[:right] == chosen[:right]
+    assert right == min(len(draft), len(chosen)) or draft[right] != chosen[right]
+
+
+def llama():
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 40, "intermediate_size": 24}
+    return Model(transformers.LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llama()
+
+
+@pytest.fixture(scope="module")
+def parrot():
+    """A model that hears its latest token alone, and so comes to say the same over and over."""
+    made = llama()
+    for layer in made.module.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+    return made
+
+
+@settings(max_examples=40, deadline=None, phases=[Phase.generate])
+@given(data=st.data())
+def test_what_is_taken_back_was_never_read(model, data):
+    """Rows read on, take back and leave as they like: their logits are a plain pass's."""
+    ids = st.integers(0, 39)
+    texts = data.draw(st.lists(st.lists(ids, min_size=1, max_size=6), min_size=1, max_size=4))
+    texts.sort(key=len, reverse=True)
+    limit = len(texts[0]) + 12
+    with evaluating(model), torch.no_grad():
+        context = Context(model, texts, room=12, ahead=3)
+        context.read_prompts()
+        for _ in range(15):
+            width = data.draw(st.integers(1, 4))
+            if max(map(len, texts)) + width > limit + 3:
+                break
+            rows = st.lists(ids, min_size=width, max_size=width)
+            new = [data.draw(rows) for _ in texts]
+            logits = context.read(torch.tensor(new))
+            for text, row, found in zip(texts, new, logits, strict=True):
+                plain = model.module(torch.tensor([text + row])).logits[0, len(text) :]
+                torch.testing.assert_close(found, plain, atol=1e-9, rtol=0)
+            back = [data.draw(st.integers(0, width - 1)) for _ in texts]
+            context.forget(back)
+            texts = [
+                text + row[: width - gone] for text, row, gone in zip(texts, new, back, strict=True)
+            ]
+            if len(texts) > 1 and data.draw(st.booleans()):
+                context.keep([0, *range(2, len(texts))])
+                del texts[1]
+
+
+@pytest.mark.parametrize("config", [{}, {"decoding": "sample", "temperature": 0.05}])
+def test_answers_are_the_same_in_fewer_passes(parrot, monkeypatch, config):
+    passes = []
+    forward = parrot.module.forward
+    monkeypatch.setattr(
+        parrot.module, "forward", lambda ids, **k: passes.append(ids.shape[1]) or forward(ids, **k)
+    )
+    decoder = Decoder(parrot, Encoder(Numbers(-1), 16, 60), EvaluationConfig(**config))
+    asked = questions()[:3]
+    with evaluating(parrot):
+        fast = decoder.generate(asked)
+        few = len(passes)
+        monkeypatch.setattr(lookahead, "FARTHEST", 1)
+        assert decoder.generate(asked) == fast
+    assert few < 0.8 * (len(passes) - few)
+
+
+class Guess(Lookup):
+    """Foretells confidently, of every other row nothing right."""
+
+    def __init__(self, ids):
+        super().__init__(ids)
+        self._wrong = len(self._ids) % 2
+
+    streak = property(lambda self: 3, lambda self, value: None)
+
+    def foretell(self, most):
+        return [7] * most if self._wrong else super().foretell(most)
+
+
+def test_gaps_are_closed_when_the_room_is_used_up(model, monkeypatch):
+    closed = []
+    close = Context._close_gaps
+    monkeypatch.setattr(Context, "_close_gaps", lambda self: closed.append(close(self)))
+    monkeypatch.setattr(decoding, "LEAVE", 2)
+    monkeypatch.setattr(decoding, "Lookup", Guess)
+    decoder = Decoder(model, Encoder(Numbers(-1), 16, 60), EvaluationConfig())
+    with evaluating(model):
+        found = decoder.generate(questions())
+        assert closed
+        monkeypatch.setattr(lookahead, "FARTHEST", 1)
+        assert found == decoder.generate(questions())
