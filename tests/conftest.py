@@ -34,6 +34,16 @@ from cl_mofo.optim import native, nonfinite
 torch.set_num_threads(1)
 repair_torchvision()  # before any test file imports avalanche
 
+LONG = ("engines", "ranks", "gpu_benchmark", "resume_ranks", "cli", "triton", "kill", "memory")
+"""Files that take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that workers that share the files out end together."""
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 

@@ -5,7 +5,6 @@ Every rank also does what one process alone would do, and compares.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 from typing import Any
@@ -52,7 +51,7 @@ OFFLOADED = {
     "FSDP2 offload": EngineConfig(kind="fsdp", offload="parameters"),
 }
 FRACTIONS = (0.05, 0.2, 1.0)
-STEPS = 20
+STEPS = 10
 
 
 class ScaledLlama(LlamaForCausalLM):
@@ -68,6 +67,11 @@ class ScaledLlama(LlamaForCausalLM):
         return output
 
 
+@functools.cache
+def tokenizer() -> Any:
+    return load_tokenizer(ModelConfig(path="tiny"))
+
+
 def small(kind: type[LlamaForCausalLM] = LlamaForCausalLM, **shape: Any) -> LanguageModel:
     """A small Llama, of whose tensors three ranks have uneven parts."""
     torch.manual_seed(0)
@@ -75,8 +79,7 @@ def small(kind: type[LlamaForCausalLM] = LlamaForCausalLM, **shape: Any) -> Lang
     config = LlamaConfig(
         **sizes | shape, num_attention_heads=4, num_key_value_heads=2, eos_token_id=0
     )
-    tokenizer = load_tokenizer(ModelConfig(path="tiny"))
-    return LanguageModel(kind(config), tokenizer, torch.device("cpu"), torch.float32)
+    return LanguageModel(kind(config), tokenizer(), torch.device("cpu"), torch.float32)
 
 
 def whole_weights(engine: Any) -> dict[str, torch.Tensor]:
@@ -143,67 +146,74 @@ def complete(folder: Any) -> dict[str, Any]:
     return {"strategies": strategies(ranks), "state": state(ranks, folder)}
 
 
+class Alone:
+    """What one process comes to, step by step, on gradients that are put into it."""
+
+    def __init__(self, model: LanguageModel, optimizer: Any) -> None:
+        engine = SingleEngine()
+        engine.prepare(model, optimizer)
+        shapes = {n: p.shape for n, p in model.module.named_parameters()}
+        self.given = [gradient(shapes, step) for step in range(STEPS)]
+        self.weights = [whole_weights(engine)]
+        self.tied = 0
+        for step, given in enumerate(self.given):
+            pass_at(engine, step)
+            for n, parameter in engine.trainable.items():
+                parameter.grad.copy_(given[n])
+            engine.step()
+            self.weights.append(whole_weights(engine))
+            for parameter in engine.trainable.values():
+                moment = engine.optimizer.state[parameter]["exp_avg"].abs()
+                self.tied += int(moment.numel() - moment.unique().numel())
+
+
+def pass_at(engine: Any, step: int) -> None:
+    """Make a pass, as engines wait for one before a step."""
+    engine.discard_gradients()
+    engine.micro_batch(last=True)
+    ids = torch.arange(6)[None] + step + engine.ranks.rank
+    engine.backward(engine.forward(input_ids=ids).logits.square().mean())
+
+
 def fed(ranks: Ranks) -> list[Any]:
     """Let engines step on gradients that are put into them; compare with one process bit by bit."""
     results = []
-    for (name, config), fraction in itertools.product((ENGINES | OFFLOADED).items(), FRACTIONS):
-        if name in OFFLOADED and fraction != FRACTIONS[0]:
-            continue
-        model = small(ScaledLlama, vocab_size=61, num_hidden_layers=1)
-        shapes = {n: p.shape for n, p in model.module.named_parameters()}
+    for fraction in FRACTIONS:
+        model = functools.partial(small, ScaledLlama, vocab_size=61, num_hidden_layers=1)
         # The decay moves every selected entry visibly, whatever its momentum.
         optimizer = functools.partial(mofo, fraction=fraction, lr=0.01, weight_decay=0.5)
-        alone = SingleEngine()
-        alone.prepare(
-            LanguageModel(copy.deepcopy(model.module), None, model.device, model.compute_dtype),
-            optimizer,
-        )
-        engine = make_engine(config, ranks)
-        engine.prepare(model, optimizer)
-        parts = Parts(engine, ranks)
-        before = whole_weights(alone)
-        differing = selected = tied = 0
-        furthest = 0.0
-        for step in range(STEPS):
-            given = gradient(shapes, step)
-            for each in (alone, engine):
-                each.discard_gradients()
-                each.micro_batch(last=True)
-                ids = torch.arange(6)[None] + step + ranks.rank
-                each.backward(each.forward(input_ids=ids).logits.square().mean())
-            for n, parameter in alone.trainable.items():
-                parameter.grad.copy_(given[n])
-            for n, part in engine.gradients().items():
-                part.copy_(parts.of(n, given[n]))
-            alone.step()
-            engine.step()
-            theirs = whole_weights(alone)
-            for n, ours in engine.parameters().items():
-                right = theirs[n] != before[n]
-                assert int(right.sum()) == count(fraction, right.numel())
-                mine = ours != parts.of(n, before[n])
-                differing += int((mine != parts.of(n, right)).sum())
-                selected += int(mine.sum())
-                moment = alone.optimizer.state[alone.trainable[n]]["exp_avg"].abs()
-                tied += int(moment.numel() - moment.unique().numel())
-                if len(ours):
-                    apart = (ours - parts.of(n, theirs[n])).abs().max()
-                    furthest = max(furthest, float(apart))
-            before = theirs
-        ours = whole_weights(engine)
-        assert all(torch.equal(ours[n], before[n]) for n in before)
-        results.append(
-            {
-                "engine": name,
-                "fraction": fraction,
-                "selected": selected,
-                "differing": differing,
-                "tied": tied,
-                "furthest": furthest,
-            }
-        )
-        engine.close()
+        alone = Alone(model(), optimizer)
+        for name, config in (ENGINES | (OFFLOADED if fraction == FRACTIONS[0] else {})).items():
+            engine = make_engine(config, ranks)
+            engine.prepare(model(), optimizer)
+            compared = beside(alone, engine, Parts(engine, ranks), fraction)
+            results.append({"engine": name, "fraction": fraction, "tied": alone.tied} | compared)
+            engine.close()
     return results
+
+
+def beside(alone: Alone, engine: Any, parts: Parts, fraction: float) -> dict[str, Any]:
+    """Step on what one process was given, and compare after every step."""
+    differing = selected = 0
+    furthest = 0.0
+    for step, given in enumerate(alone.given):
+        pass_at(engine, step)
+        for n, part in engine.gradients().items():
+            part.copy_(parts.of(n, given[n]))
+        engine.step()
+        before, theirs = alone.weights[step : step + 2]
+        for n, ours in engine.parameters().items():
+            right = theirs[n] != before[n]
+            assert int(right.sum()) == count(fraction, right.numel())
+            mine = ours != parts.of(n, before[n])
+            differing += int((mine != parts.of(n, right)).sum())
+            selected += int(mine.sum())
+            if len(ours):
+                apart = (ours - parts.of(n, theirs[n])).abs().max()
+                furthest = max(furthest, float(apart))
+    ours = whole_weights(engine)
+    assert all(torch.equal(ours[n], weight) for n, weight in alone.weights[-1].items())
+    return {"selected": selected, "differing": differing, "furthest": furthest}
 
 
 def not_finite(ranks: Ranks) -> dict[str, Any]:
@@ -266,9 +276,13 @@ def build(model: LanguageModel, engine: Any, assignments: Any) -> tuple[Loop, St
     return loop, log
 
 
+@functools.cache
+def records() -> Any:
+    return mini.records()
+
+
 def stream(tasks: Any, rows: int) -> Any:
-    records = mini.records()
-    few = {task: {s: r[:rows] for s, r in records[task].items()} for task in tasks}
+    few = {task: {s: r[:rows] for s, r in records()[task].items()} for task in tasks}
     return list(make_benchmark(few).train_stream)
 
 
@@ -294,10 +308,15 @@ class Trace:
         loop.engine.step = noted  # type: ignore[method-assign]
 
 
+def fractions_at(ranks: int) -> tuple[float, ...]:
+    """How batches are shared by three has nothing to do with how much of a gradient moves."""
+    return FRACTIONS if ranks == 2 else FRACTIONS[:1]
+
+
 def end_to_end(ranks: Ranks) -> list[Any]:
     """Train on the same global batches as one process does."""
     results = []
-    for fraction in FRACTIONS:
+    for fraction in fractions_at(ranks.count):
         settings = [
             "strategy=mofo",
             f"mofo.update_fraction={fraction}",
@@ -394,12 +413,13 @@ def trained(combination: str, engine: Any) -> tuple[Loop, StepLog]:
 
 
 def strategies(ranks: Ranks) -> list[Any]:
-    """Train two tasks with every strategy on every engine, and as one process does."""
+    """Train two tasks with every strategy on every engine; the first rank compares with itself."""
     results = []
     for combination in combinations():
-        alone, plain = trained(combination, SingleEngine())
-        start = {n: p.detach() for n, p in model_for(combination).module.named_parameters()}
-        right = alone.weights(alone.model)
+        if ranks.first:
+            alone, plain = trained(combination, SingleEngine())
+            start = {n: p.detach() for n, p in model_for(combination).module.named_parameters()}
+            right = alone.weights(alone.model)
         for name, config in ENGINES.items():
             engine = make_engine(config, ranks)
             result: dict[str, Any] = {"engine": name, "strategy": combination}
@@ -409,12 +429,14 @@ def strategies(ranks: Ranks) -> list[Any]:
                 results.append(result | {"refused": str(error)})
                 continue
             with engine.whole() as module:
-                error = apart(loop.weights(module), right)
-            rows = [
-                [{k: v for k, v in row.items() if k != "seconds"} for row in each.rows]
-                for each in (log, plain)
-            ]
-            results.append(result | {"error": error, "moved": apart(right, start), "rows": rows})
+                if ranks.first:
+                    result["error"] = apart(loop.weights(module), right)
+                    result["moved"] = apart(right, start)
+                    result["rows"] = [
+                        [{k: v for k, v in row.items() if k != "seconds"} for row in each.rows]
+                        for each in (log, plain)
+                    ]
+            results.append(result)
             engine.close()
     return results
 

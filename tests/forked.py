@@ -5,13 +5,17 @@ A process that has computed gradients can fork none that does, so the tests' own
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +26,6 @@ import cl_mofo
 from cl_mofo.errors import StoppedError, TrainingError, UserError
 from cl_mofo.folder import RECIPE
 
-ROOT = Path(__file__).resolve().parent.parent
-LOADED = [
-    "tests.forked",
-    "cl_mofo.experiment",
-    "cl_mofo.sequence",
-    "matplotlib.pyplot",
-    "deepspeed",  # by transformers, where it writes a model
-    "peft",
-    "pyarrow.parquet",
-    "sacrebleu",
-    "transformers.models.llama.modeling_llama",
-]
 CODES: Mapping[type[BaseException], int] = {
     KeyboardInterrupt: 130,
     StoppedError: 75,
@@ -44,30 +36,58 @@ CODES: Mapping[type[BaseException], int] = {
 FAULT = 70
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(LOADED)
+_context.set_forkserver_preload(["tests.loaded", "tests.forked"])
 
 
-def start(function: Callable[..., Any], *args: Any, told: Path) -> Any:
-    """Start a function in a process of its own; what it prints and raises goes to a file.
+class Process(ForkServerProcess):
+    """A process with the methods of one that `subprocess` has started."""
 
-    Its exit code is the command line's.
+    def wait(self, seconds: float | None = None) -> int:
+        """Return the exit code."""
+        self.join(seconds)
+        if self.exitcode is None:
+            raise TimeoutError(f"a process was not done after {seconds} s")
+        return self.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.is_alive():
+            assert self.pid is not None
+            os.kill(self.pid, number)
+
+
+def start(
+    function: Callable[..., Any],
+    *args: Any,
+    told: Path,
+    errors: Path | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str | None] | None = None,
+) -> Process:
+    """Start a function in a process of its own.
+
+    What it prints, and what it raises, is added to the file `told`, or what is an error to
+    `errors`; its exit code is the command line's. `env` is put into this process' environment, None
+    takes a variable out.
     """
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= own
     told.parent.mkdir(parents=True, exist_ok=True)
-    process = _context.Process(target=_child, args=(function, args, told))
+    whole = {k: v for k, v in {**os.environ, **(env or {})}.items() if v is not None}
+    process = Process(
+        target=_child, args=(function, args, told, errors or told, cwd or Path.cwd(), whole)
+    )
     process.start()
     return process
 
 
-def finish(process: Any, seconds: float = 300) -> int:
+def finish(process: Process, seconds: float = 300) -> int:
     """Return a process' exit code, or end it if it takes too long."""
-    process.join(seconds)
-    if process.exitcode is None:
+    try:
+        return process.wait(seconds)
+    finally:
         process.kill()
         process.join()
-        raise TimeoutError(f"a process was not done after {seconds} s")
-    code: int = process.exitcode
-    return code
 
 
 def call(function: Callable[..., Any], *args: Any, told: Path) -> int:
@@ -75,16 +95,48 @@ def call(function: Callable[..., Any], *args: Any, told: Path) -> int:
     return finish(start(function, *args, told=told))
 
 
-def _child(function: Callable[..., Any], args: tuple[Any, ...], told: Path) -> None:
-    with told.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+@dataclass
+class Done:
+    """What a command has left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(*arguments: Any, cwd: Path, **env: str | None) -> Done:
+    """Run `cl-mofo` with these arguments, in a process and a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        told, errors = Path(folder, "out"), Path(folder, "err")
+        words = map(str, arguments)
+        process = start(command_line, *words, told=told, errors=errors, cwd=cwd, env=env)
+        code = finish(process)
+        return Done(code, told.read_bytes().decode(), errors.read_bytes().decode())
+
+
+def _child(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    told: Path,
+    errors: Path,
+    cwd: Path,
+    env: Mapping[str, str],
+) -> None:
+    for number, path in ((1, told), (2, errors)):
+        with path.open("a") as file:
+            os.dup2(file.fileno(), number)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process leaves behind
     code = 0
     try:
         function(*args)
+    except SystemExit as error:
+        # As an interpreter ends: what was registered for the exit is called, libraries part.
+        ctypes.pythonapi.Py_Exit(error.code or 0)
     except BaseException as error:
         code = next((c for kind, c in CODES.items() if isinstance(error, kind)), FAULT)
         if code == FAULT:
@@ -92,6 +144,20 @@ def _child(function: Callable[..., Any], args: tuple[Any, ...], told: Path) -> N
         print(error)
     sys.stdout.flush()
     os._exit(code)
+
+
+def command_line(*arguments: str) -> None:
+    """Be `cl-mofo` with these arguments."""
+    from cl_mofo.cli import main
+
+    sys.argv = ["cl-mofo", *arguments]
+    main()
+
+
+def script(code: str) -> None:
+    """Be `python -c` with this code."""
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    raise SystemExit
 
 
 def run(recipe: Mapping[str, Any], folder: Path) -> None:

@@ -1,21 +1,17 @@
-"""Run a function on several ranks, each a process of its own, and get what each returns.
-
-`python -m tests.ranks MODULE:FUNCTION FOLDER` is such a process; a launcher's variables say which.
-"""
+"""Run a function or a command on several ranks, each a process of its own."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from tests import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,13 +23,11 @@ def free_port() -> int:
         return port
 
 
-def start(command: Sequence[str], ranks: int, folder: Path, **more: str) -> list[Any]:
-    """Start a command once for each rank, its output in `<folder>/<rank>.out` and `.err`."""
-    folder.mkdir(parents=True, exist_ok=True)
+def variables(ranks: int) -> list[dict[str, str]]:
+    """Return what a launcher would set for each rank."""
     port = str(free_port())
-    processes = []
-    for rank in range(ranks):
-        variables = {
+    return [
+        {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(ranks),
@@ -42,27 +36,25 @@ def start(command: Sequence[str], ranks: int, folder: Path, **more: str) -> list
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        with (folder / f"{rank}.out").open("w") as out, (folder / f"{rank}.err").open("w") as err:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, *command],
-                    cwd=ROOT,
-                    env={**os.environ, **variables, **more},
-                    stdout=out,
-                    stderr=err,
-                    preexec_fn=_hear_interrupts if _interrupts_are_ignored() else None,
-                )
-            )
-    return processes
+        for rank in range(ranks)
+    ]
 
 
-def _interrupts_are_ignored() -> bool:
-    """A shell's background job ignores the signal, and so would its children."""
-    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-
-
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def start(
+    function: Callable[..., Any], args: Sequence[Any], ranks: int, folder: Path, **more: str
+) -> list[forked.Process]:
+    """Start a function once for each rank, its output in `<folder>/<rank>.out` and `.err`."""
+    return [
+        forked.start(
+            function,
+            *args,
+            told=folder / f"{rank}.out",
+            errors=folder / f"{rank}.err",
+            cwd=ROOT,
+            env=own | more,
+        )
+        for rank, own in enumerate(variables(ranks))
+    ]
 
 
 def finish(processes: Sequence[Any], seconds: float) -> list[int]:
@@ -77,18 +69,13 @@ def finish(processes: Sequence[Any], seconds: float) -> list[int]:
 
 def on_ranks(function: str, ranks: int, folder: Path, seconds: float = 300) -> list[Any]:
     """Return what `module:function` returns on each rank, given the folder; JSON can hold it."""
-    processes = start(["-m", "tests.ranks", function, str(folder)], ranks, folder)
-    codes = finish(processes, seconds)
+    codes = finish(start(_told, [function, folder], ranks, folder), seconds)
     told = [(folder / f"{rank}.err").read_text()[-4000:] for rank in range(ranks)]
     assert not any(codes), "\n".join(told)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)
-    place, _, name = sys.argv[1].partition(":")
-    folder = Path(sys.argv[2])
+def _told(function: str, folder: Path) -> None:
+    place, _, name = function.partition(":")
     result = getattr(importlib.import_module(place), name)(folder)
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(result))

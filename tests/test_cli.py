@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.forked import command, command_line, finish, start
+
 SMALL = [
     "--set",
     "tasks.only=[FOMC, NumGLUE-cm]",
@@ -23,16 +25,8 @@ SMALL = [
 
 
 def cl_mofo(*arguments, cwd, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "cl_mofo", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={k: v for k, v in os.environ.items() if k != "TRACE_DIR"}
-        | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
-        | env,
-        timeout=300,
-    )
+    """Run the command line."""
+    return command(*arguments, cwd=cwd, **{"COLUMNS": "120", "TRACE_DIR": None} | env)
 
 
 def refused(done, *parts):
@@ -44,9 +38,11 @@ def refused(done, *parts):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two runs in `outputs/`, one of them named."""
+    """Two runs in `outputs/`, one of them named, the other by a fresh interpreter."""
     cwd = tmp_path_factory.mktemp("user")
-    first = cl_mofo("run", *SMALL, cwd=cwd)
+    words = [sys.executable, "-m", "cl_mofo", "run", *SMALL]
+    own = {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    first = subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=os.environ | own)
     second = cl_mofo("run", *SMALL, "--strategy", "sequential", "--out", "outputs/two", cwd=cwd)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     return cwd, first.stdout, second.stdout
@@ -159,27 +155,19 @@ def test_divergence_is_exit_code_1_without_a_traceback(tmp_path):
 
 
 def test_an_interrupted_run_says_where_it_stands(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cl_mofo", "run", "--out", "run", "--set", "tasks.epochs=500"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        # A shell's background job ignores the signal, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    told, errors = tmp_path / "told", tmp_path / "errors"
+    words = ["run", "--out", "run", "--set", "tasks.epochs=500"]
+    process = start(command_line, *words, told=told, errors=errors, cwd=tmp_path)
     log = tmp_path / "run" / "run.log"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (log.is_file() and "learning" in log.read_text()):
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert finish(process, 60) == 130
     assert re.fullmatch(
         r"cl-mofo: interrupted after step \d+ of 4000 on C-STANCE; checkpoint \d+-00 is written. "
         r"To go on: cl-mofo resume run\n",
-        errors,
+        errors.read_text(),
     )
     assert (tmp_path / "run" / "metrics.parquet").is_file()
     assert json.loads((tmp_path / "run" / "results.json").read_text())["finished"] is False

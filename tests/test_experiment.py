@@ -149,8 +149,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(done, tmp_path):
         (f / "model" / "model.safetensors").read_bytes() for f in (folder, tmp_path / "again")
     ]
     assert weights[0] == weights[1]
-    other = cl_mofo.run(override(SMALL, ["seed=7"]), out=tmp_path / "other")
-    assert other["losses"] != results["losses"]
+    first = override(SMALL, ["seed=7", f"tasks.only=[{TASKS[0]}]"])
+    other = cl_mofo.run(first, out=tmp_path / "other")
+    assert other["losses"][0][0] != results["losses"][0][0]
 
 
 def test_all_tasks_can_be_tested_after_each(tmp_path):

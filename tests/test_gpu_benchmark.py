@@ -2,33 +2,54 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu" / "run.sh"
+from tests.forked import finish, start
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "gpu" / "run.sh"
+
+
+RECORD = """#!/bin/sh
+echo "$*" >> "$0.asked"
+"""
+"""An interpreter that notes what it is asked to run."""
+
+
+def stage(module, *arguments):
+    """Be `python -m` with these words."""
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
+    """What the stages find that the script asks for; each is run by a process of its own."""
     folder = tmp_path_factory.mktemp("results")
-    own = {
-        "RESULTS": str(folder),
-        "PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    absent = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "WHEELS")
+    python = folder / "python"
+    python.write_text(RECORD)
+    python.chmod(0o700)
+    none = dict.fromkeys(("RANK", "WORLD_SIZE", "LOCAL_RANK", "WHEELS"))
     done = subprocess.run(
         ["bash", str(SCRIPT), "--size", "tiny", "--device", "cpu"],
-        env={k: v for k, v in os.environ.items() if k not in absent} | own,
+        env={k: v for k, v in os.environ.items() if k not in none}
+        | {"RESULTS": str(folder), "PYTHON": str(python)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=60,
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout + done.stderr
+    for line in (folder / "python.asked").read_text().splitlines():
+        option, *words = line.split()
+        assert option == "-m"
+        told = folder / f"{words[0]}.told"
+        process = start(stage, *words, told=told, cwd=ROOT, env={**none, "RESULTS": str(folder)})
+        assert finish(process) == 0, told.read_text()[-4000:]
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 

@@ -5,10 +5,7 @@ A sample of `make soak` (tests/soak.py), and what signals do.
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +19,7 @@ import cl_mofo
 from cl_mofo.errors import StoppedError
 from cl_mofo.evaluation.journal import Journal
 from cl_mofo.stopping import AGAIN
+from tests.forked import command_line, finish, start
 from tests.small_run import SMALL, At, goes_on, good, names
 from tests.soak import differences, phase, soak, table
 
@@ -46,27 +44,22 @@ class Command:
     """The command line as a process of its own."""
 
     def __init__(self, *arguments: str, cwd: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cl_mofo", *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        self.errors = cwd / f"{arguments[0]}.errors"
+        self.process = start(
+            command_line, *arguments, told=cwd / "told", errors=self.errors, cwd=cwd
         )
 
     def wait_for(self, come: Callable[[], bool]) -> None:
         """Wait until something has come about."""
         until = time.monotonic() + 120
         while not come():
-            assert self.process.poll() is None, self.process.stderr.read()
+            assert self.process.is_alive(), self.errors.read_text()
             assert time.monotonic() < until
             time.sleep(0.005)
 
     def end(self, seconds: float = 120) -> tuple[int, str]:
         """Wait for its end; return its exit code and its messages."""
-        _, told = self.process.communicate(timeout=seconds)
-        return self.process.returncode, told
+        return finish(self.process, seconds), self.errors.read_text()
 
 
 SLOW = """

@@ -1,8 +1,6 @@
 """Out of memory: what the message says of each error, and what it advises at each place."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +18,8 @@ from cl_mofo.recipes import override
 from cl_mofo.remedies import Remedies, answering, loading
 from cl_mofo.resolve import resolve
 from cl_mofo.sweep import run_sweep
-from tests.ranks import ROOT, finish, start
+from tests import forked
+from tests.ranks import finish, start
 from tests.test_loop import BASE, build, learn, stream
 
 MiB, GiB = 2**20, 2**30
@@ -360,17 +359,15 @@ def test_a_limit_of_the_process_is_told_without_a_traceback(tmp_path):
         *("--set", "data.train_limit=128", "--set", "evaluation.initial=false"),
     ]
     code = LIMITED.format(room=200 * MiB, arguments=arguments)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert (
-        "cl-mofo: out of memory while a forward and backward pass was made over 128" in done.stderr
-    )
-    assert "the host was asked for" in done.stderr
-    assert "short by" in done.stderr
-    assert "training.micro_batch_size=" in done.stderr
+    errors = tmp_path / "errors"
+    code = forked.finish(forked.start(forked.script, code, told=tmp_path / "told", errors=errors))
+    told = errors.read_text()
+    assert code == 1, told
+    assert "Traceback" not in told
+    assert "cl-mofo: out of memory while a forward and backward pass was made over 128" in told
+    assert "the host was asked for" in told
+    assert "short by" in told
+    assert "training.micro_batch_size=" in told
 
 
 ONE_RANK = """
@@ -401,7 +398,7 @@ def test_the_rank_that_was_short_says_so(tmp_path, engine):
         *("--set", "model.device=cpu", "--set", "evaluation.initial=false"),
     ]
     code = ONE_RANK.format(text=NEW, arguments=arguments)
-    codes = finish(start(["-c", code], 2, tmp_path), 200)
+    codes = finish(start(forked.script, [code], 2, tmp_path), 200)
     told = [(tmp_path / f"{rank}.err").read_text() for rank in range(2)]
     assert codes == [1, 1]
     assert "rank 1: out of memory while a forward and backward pass" in told[1]

@@ -25,7 +25,8 @@ from cl_mofo.errors import LostRankError, TrainingError, UserError
 from cl_mofo.observer import Observer
 from cl_mofo.report import load_runs
 from cl_mofo.sweep import run_sweep
-from tests.ranks import ROOT, finish, free_port, on_ranks, start
+from tests.forked import Process, command_line
+from tests.ranks import ROOT, finish, free_port, on_ranks, start, variables
 
 SMALL = {
     "data": {"suite": "trace-mini", "train_limit": 8, "test_limit": 4},
@@ -84,11 +85,16 @@ def command(folder: Path, *assignments: str) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "fault.py").write_text(FAULT)
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
-    words = ["-m", "cl_mofo", "run", str(folder / "small.yaml"), "--out", str(folder / "run")]
+    words = ["run", str(folder / "small.yaml"), "--out", str(folder / "run")]
     words += ["--import", str(folder / "fault.py"), "--strategy", "mofo+fault"]
     for assignment in assignments:
         words += ["--set", assignment]
     return words
+
+
+def begin(folder: Path, *assignments: str, **more: str) -> list[Process]:
+    """Start that run on two ranks."""
+    return start(command_line, command(folder, *assignments), 2, folder, **more)
 
 
 def outputs(folder: Path, ranks: int = 2) -> list[str]:
@@ -98,7 +104,7 @@ def outputs(folder: Path, ranks: int = 2) -> list[str]:
 
 def befallen(folder: Path, *assignments: str, others: float, **more: str) -> tuple[list[int], str]:
     """Let something befall rank 1, and rank 0 end in so many seconds; return codes and messages."""
-    processes = start(command(folder, *assignments), 2, folder, **more)
+    processes = begin(folder, *assignments, **more)
     try:
         first = processes[0].wait(200)
         took = time.time() - float((folder / "when").read_text())
@@ -286,8 +292,17 @@ def test_a_good_run_speaks_with_one_voice(tmp_path):
     """Two engines in one command: FSDP2 and ZeRO 3, which needs a good end most."""
     zero = {"kind": "deepspeed", "zero_stage": 3}
     rows = [{"engine": {"kind": "fsdp"}}, {"engine": zero, "seed": 7}]
-    words = command(tmp_path, f"sweep.rows={json.dumps(rows)}")
-    assert finish(start(words, 2, tmp_path), 200) == [0, 0], outputs(tmp_path)
+    words = ["-m", "cl_mofo", *command(tmp_path, f"sweep.rows={json.dumps(rows)}")]
+    processes = []
+    for rank, own in enumerate(variables(2)):  # by fresh interpreters: libraries speak when loaded
+        out, err = (tmp_path.joinpath(f"{rank}.{kind}").open("w") for kind in ("out", "err"))
+        with out, err:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, *words], cwd=ROOT, env=os.environ | own, stdout=out, stderr=err
+                )
+            )
+    assert finish(processes, 200) == [0, 0], outputs(tmp_path)
     assert outputs(tmp_path) == ["", ""]
     assert (tmp_path / "1.out").read_text() == ""
     told = (tmp_path / "0.out").read_text()
@@ -353,8 +368,8 @@ def test_a_sweep_on_two_ranks_and_several_runs_in_one_process(tmp_path):
 
 
 def test_what_one_rank_finds_is_said_once_with_its_number(tmp_path):
-    words = command(tmp_path, "engine.kind=fsdp", "fault.what=mistake", "fault.where=model")
-    assert finish(start(words, 2, tmp_path), 100) == [2, 2]
+    mistake = ("engine.kind=fsdp", "fault.what=mistake", "fault.where=model")
+    assert finish(begin(tmp_path, *mistake), 100) == [2, 2]
     assert outputs(tmp_path) == ["cl-mofo: rank 1: no such folder\n", ""]
     assert not (tmp_path / "run").exists()
 
@@ -391,7 +406,7 @@ def test_an_exception_on_one_rank_ends_all(tmp_path):
     [(signal.SIGINT, [0, 1], "interrupted", 130), (signal.SIGTERM, [1], "stopped by SIGTERM", 75)],
 )
 def test_a_signal_lets_all_ranks_save_and_leave(tmp_path, number, ranks, told, code):
-    processes = start(command(tmp_path, "engine.kind=fsdp", "tasks.epochs=500"), 2, tmp_path)
+    processes = begin(tmp_path, "engine.kind=fsdp", "tasks.epochs=500")
     log = tmp_path / "run" / "run.log"
     until = time.monotonic() + 100
     while time.monotonic() < until and not (log.is_file() and "learning" in log.read_text()):
@@ -425,8 +440,8 @@ def test_a_port_in_use_is_said(tmp_path):
         other.bind(("127.0.0.1", free_port()))
         other.listen()
         port = str(other.getsockname()[1])
-        words = command(tmp_path, "engine.kind=fsdp", "engine.timeout_minutes=0.2")
-        codes = finish(start(words, 2, tmp_path, MASTER_PORT=port), 100)
+        settings = ("engine.kind=fsdp", "engine.timeout_minutes=0.05")
+        codes = finish(begin(tmp_path, *settings, MASTER_PORT=port), 100)
     assert codes == [2, 1]
     first, second = outputs(tmp_path)
     assert f"port {port} is in use by another program or run; give another" in first
@@ -440,7 +455,7 @@ def test_a_port_in_use_is_said(tmp_path):
 @pytest.mark.slow
 def test_under_torchrun_the_reason_is_said_once(tmp_path):
     """A launcher ends the others itself, as soon as it sees one end."""
-    words = command(tmp_path, "engine.kind=fsdp", "fault.what=SIGKILL")
+    words = ["-m", "cl_mofo", *command(tmp_path, "engine.kind=fsdp", "fault.what=SIGKILL")]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [sys.executable, *launch, *words],

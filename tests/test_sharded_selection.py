@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cl_mofo.optim import sharded
 from cl_mofo.optim.sharded import Traffic, largest_sharded, traffic
+from tests.forked import finish, start
 
 WORLD = 3
 GROUPS = {1: [2], 2: [1, 2], 3: [0, 1, 2]}  # ranks in a group are not those in the world
@@ -137,7 +138,6 @@ def refusal(rank, group):
 
 
 def go_through(rank, folder):
-    torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD)
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
@@ -173,7 +173,11 @@ def go_through(rank, folder):
 def reports(tmp_path_factory):
     """What each rank of each group saw: {ranks: [a report per rank]}."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(go_through, (str(folder),), nprocs=WORLD)
+    processes = [
+        start(go_through, rank, str(folder), told=folder / f"{rank}.told") for rank in range(WORLD)
+    ]
+    codes = [finish(process) for process in processes]
+    assert not any(codes), [(folder / f"{rank}.told").read_text() for rank in range(WORLD)]
     read = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
     return {
         ranks: [read[member][str(ranks)] for member in members] for ranks, members in GROUPS.items()

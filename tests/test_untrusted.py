@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from rich.console import Console as RichConsole
@@ -27,6 +25,7 @@ from cl_mofo.report import comparison_table, draw, load_results, load_runs, matr
 from cl_mofo.report.text import escape_markdown
 from cl_mofo.resolve import resolve
 from cl_mofo.untrusted import distinct, printable, read_bytes, shortened
+from tests.forked import command
 from tests.report_runs import SEEDS, make, record, trace_run, write
 
 ACTING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
@@ -42,16 +41,10 @@ def test_what_a_terminal_acts_on_becomes_an_escape():
 
 
 def refused(*arguments, cwd, **env):
-    done = subprocess.run(
-        [sys.executable, "-m", "cl_mofo", *map(str, arguments)],
-        capture_output=True,
-        cwd=cwd,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"} | env,
-        timeout=120,
-    )
+    done = command(*arguments, cwd=cwd, **env)
     assert done.returncode == 2, done.stderr
-    assert b"Traceback" not in done.stderr
-    return done.stderr.decode()
+    assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 def test_an_error_that_quotes_a_file_does_not_speak_to_the_terminal(tmp_path):
