@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tqdm import tqdm
@@ -71,13 +72,13 @@ def start(
     takes a variable out.
     """
     own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    os.environ |= own
     told.parent.mkdir(parents=True, exist_ok=True)
-    whole = {k: v for k, v in {**os.environ, **(env or {})}.items() if v is not None}
+    whole = {k: v for k, v in {**os.environ, **own, **(env or {})}.items() if v is not None}
     process = Process(
         target=_child, args=(function, args, told, errors or told, cwd or Path.cwd(), whole)
     )
-    process.start()
+    with mock.patch.dict(os.environ, own):  # for the process that forks, which may begin now
+        process.start()
     return process
 
 
@@ -135,14 +136,17 @@ def _child(
     try:
         function(*args)
     except SystemExit as error:
-        # As an interpreter ends: what was registered for the exit is called, libraries part.
-        ctypes.pythonapi.Py_Exit(error.code or 0)
+        code = int(error.code or 0)
+        if "RANK" in env:
+            # As an interpreter ends: libraries, which may wait for other ranks, are called.
+            ctypes.pythonapi.Py_Exit(code)
     except BaseException as error:
         code = next((c for kind, c in CODES.items() if isinstance(error, kind)), FAULT)
         if code == FAULT:
             traceback.print_exc()
         print(error)
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

@@ -1,11 +1,13 @@
 """What the process loads that forks the tests' (forked.py): quietly, as the command line does."""
 
+import gc
 import importlib
 import os
 import sys
 from contextlib import redirect_stdout, suppress
 
 import cl_mofo.cli
+from cl_mofo.compat import repair_torchvision
 
 LOADED = [
     "deepspeed.ops",
@@ -26,5 +28,11 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 sys.argv = ["cl-mofo", "--version"]
 with open(os.devnull, "w") as nothing, redirect_stdout(nothing), suppress(SystemExit):
     cl_mofo.cli.main()
+repair_torchvision()
 for name in LOADED:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ImportError as error:  # of which the server would say nothing
+        raise RuntimeError(name) from error
+gc.collect()
+gc.freeze()  # no fork looks for garbage in it, which would copy its pages

@@ -13,7 +13,7 @@ from cl_mofo.errors import StoppedError
 
 RECIPE = {
     "strategy": "replay+ewc+mofo",
-    "tasks": {"only": ["FOMC", "Py150"], "epochs": 1},
+    "tasks": {"only": ["FOMC", "Py150"], "epochs": 1, "prompt_tokens": 64, "answer_tokens": 8},
     "data": {"train_limit": 16, "test_limit": 2},
     "optimizer": {"batch_size": 8},
     "evaluation": {"initial": False, "losses": False},

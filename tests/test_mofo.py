@@ -186,7 +186,7 @@ def test_unselected_entries_keep_their_bits(dtype):
 @pytest.mark.parametrize("fraction", [1, None])
 @pytest.mark.parametrize("decay", ["selected", "all"])
 def test_unfiltered_it_is_torch_adamw(dtype, weight_decay, fraction, decay):
-    shapes = [(), (33,), (17, 19), (300, 500)]
+    shapes = [(), (33,), (17, 19), (130, 150)]
     settings = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": weight_decay}
     ours = [torch.nn.Parameter(random(s, dtype, 0)) for s in shapes]
     plain = [torch.nn.Parameter(p.detach().clone()) for p in ours]
