@@ -37,6 +37,7 @@ CODES: Mapping[type[BaseException], int] = {
 FAULT = 70
 
 _context = multiprocessing.get_context("forkserver")
+_lock = threading.Lock()
 _context.set_forkserver_preload(["tests.loaded", "tests.forked"])
 
 
@@ -73,11 +74,11 @@ def start(
     """
     own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     told.parent.mkdir(parents=True, exist_ok=True)
-    whole = {k: v for k, v in {**os.environ, **own, **(env or {})}.items() if v is not None}
-    process = Process(
-        target=_child, args=(function, args, told, errors or told, cwd or Path.cwd(), whole)
-    )
-    with mock.patch.dict(os.environ, own):  # for the process that forks, which may begin now
+    with _lock, mock.patch.dict(os.environ, own):  # of the process that forks too, if it begins now
+        whole = {k: v for k, v in {**os.environ, **(env or {})}.items() if v is not None}
+        process = Process(
+            target=_child, args=(function, args, told, errors or told, cwd or Path.cwd(), whole)
+        )
         process.start()
     return process
 
