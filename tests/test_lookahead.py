@@ -1,14 +1,18 @@
 """Tokens read ahead: what is foretold, how far, and that answers stay what they are."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cl_mofo.config import EvaluationConfig
 from cl_mofo.data.tokenise import Encoder
-from cl_mofo.evaluation import decoding, lookahead
+from cl_mofo.evaluation import decoding, grouped, lookahead
 from cl_mofo.evaluation.context import Context
 from cl_mofo.evaluation.decoding import Decoder
 from cl_mofo.evaluation.lookahead import CONTEXT, FARTHEST, PASS, Lookup, agreed, drafts
@@ -178,3 +182,37 @@ def test_gaps_are_closed_when_the_room_is_used_up(model, monkeypatch):
         assert closed
         monkeypatch.setattr(lookahead, "FARTHEST", 1)
         assert found == decoder.generate(questions())
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("positions", [1, 2, FARTHEST, FARTHEST + 1])
+@pytest.mark.parametrize("masked", [True, False])
+def test_heads_that_share_keys_attend_as_transformers_has_them(kv_heads, positions, masked):
+    torch.manual_seed(0)
+    layer = SimpleNamespace(num_key_value_groups=4 // kv_heads, is_causal=True, training=False)
+    query = torch.randn(3, 4, positions, 8, dtype=torch.float64)
+    key, value = torch.randn(2, 3, kv_heads, 20, 8, dtype=torch.float64)
+    mask = (torch.rand(3, 1, positions, 20) < 0.5).index_fill(3, torch.tensor(0), True)
+    given = layer, query, key, value, mask if masked else None
+    expected, _ = sdpa_attention_forward(*given, scaling=0.3)
+    found, _ = grouped.grouped_attention(*given, scaling=0.3)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_keys_are_not_copied_for_a_few_positions(model, monkeypatch):
+    heads = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda q, k, v, **options: heads.append(k.shape[1]) or attend(q, k, v, **options),
+    )
+    with evaluating(model), torch.no_grad():
+        for attending in (nullcontext, lambda: grouped.grouped(model.module)):
+            context = Context(model, [[1, 2, 3], [4]], room=4)
+            with attending():
+                context.read_prompts()
+                heads.clear()
+                context.read(torch.tensor([[5, 6], [7, 8]]))
+            assert set(heads) == ({4} if attending is nullcontext else {2})
+    assert model.module.config._attn_implementation == "sdpa"

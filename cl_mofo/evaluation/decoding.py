@@ -22,6 +22,7 @@ from cl_mofo.data.batches import IGNORED
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.evaluation.backend import Generated, Question, budget
 from cl_mofo.evaluation.context import Context
+from cl_mofo.evaluation.grouped import grouped
 from cl_mofo.evaluation.lookahead import FARTHEST, Lookup, agreed, drafts
 from cl_mofo.model import LanguageModel
 
@@ -74,7 +75,7 @@ class Decoder:
 
     def generate(self, batch: Sequence[Question]) -> list[Generated]:
         """Answer questions, and measure the loss on their references where they have one."""
-        with self._language_model.autocast():
+        with self._language_model.autocast(), grouped(self._language_model.module):
             prompts = [q.prompt for q in batch]
             context = Context(self._language_model, prompts, self._budget, FARTHEST)
             logits = context.read_prompts()
