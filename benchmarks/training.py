@@ -9,8 +9,8 @@ steps, with torch's fused AdamW, a constant learning rate and clipping at 1, in 
 bfloat16 autocast; task by task in turns, so that noise hits all alike. Records are tokenised
 before, for all; of Trainer only the steps count, not its making for each task. That (a), (b) and
 (c) do the same work is seen from their losses. Each starts every task from the same weights with
-new moments, and is gone before the next one is made: one model at a time. With --trace, the folder of TRACE's own code, (e) is
-(a) with TRACE's own collator, which tokenises jointly.
+new moments, and is gone before the next one is made: one model at a time. With --trace, the folder
+of TRACE's own code, (e) is (a) with TRACE's own collator, which tokenises jointly.
 
 The ratio is of the whole sequence's times; beside it stand those of single tasks. Peak memory is
 that of a process of its own that takes one step of --memory-task (on CUDA, of the allocator).
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -142,6 +143,16 @@ def peak(made: Setting, dtype: str, trace: Path | None, name: str) -> float:
     runner.learn(0, drawn)
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    return resident_peak()
+
+
+def resident_peak() -> float:
+    """Return the GiB of memory that this process held at most."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the process that started this one held, too
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
