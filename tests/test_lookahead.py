@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from cl_mofo.config import EvaluationConfig
 from cl_mofo.data.tokenise import Encoder
 from cl_mofo.evaluation import decoding, grouped, lookahead
+from cl_mofo.evaluation.backend import Question
 from cl_mofo.evaluation.context import Context
 from cl_mofo.evaluation.decoding import Decoder
 from cl_mofo.evaluation.lookahead import CONTEXT, FARTHEST, PASS, Lookup, agreed, drafts
@@ -116,13 +117,13 @@ def test_what_is_taken_back_was_never_read(model, data):
     ids = st.integers(0, 39)
     texts = data.draw(st.lists(st.lists(ids, min_size=1, max_size=6), min_size=1, max_size=4))
     texts.sort(key=len, reverse=True)
-    limit = len(texts[0]) + 12
+    limit = len(texts[0]) + 11
     with evaluating(model), torch.no_grad():
         context = Context(model, texts, room=12, ahead=3)
         context.read_prompts()
         for _ in range(15):
             width = data.draw(st.integers(1, 4))
-            if max(map(len, texts)) + width > limit + 3:
+            if max(map(len, texts)) + width > limit:
                 break
             rows = st.lists(ids, min_size=width, max_size=width)
             new = [data.draw(rows) for _ in texts]
@@ -182,6 +183,21 @@ def test_gaps_are_closed_when_the_room_is_used_up(model, monkeypatch):
         assert closed
         monkeypatch.setattr(lookahead, "FARTHEST", 1)
         assert found == decoder.generate(questions())
+
+
+def test_no_position_is_beyond_the_longest_answer(monkeypatch):
+    """A table of positions has no row for what is read ahead beside a row that is all but done."""
+    config = {"vocab_size": 40, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 4 + 30}
+    gpt2 = Model(transformers.GPT2Config(**config))
+    gpt2.module.transformer.h[0].attn.c_proj.weight.data.zero_()
+    monkeypatch.setattr(decoding, "Lookup", Guess)
+    monkeypatch.setattr(decoding, "LEAVE", 2)
+    decoder = Decoder(gpt2, Encoder(Numbers(-1), 16, 30), EvaluationConfig())
+    asked = [Question([1, 2, 3, 4]), Question([5, 6, 7])]
+    with evaluating(gpt2):
+        found = decoder.generate(asked)
+        monkeypatch.setattr(lookahead, "FARTHEST", 1)
+        assert found == decoder.generate(asked)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

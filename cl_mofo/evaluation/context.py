@@ -23,7 +23,7 @@ class Context:
     Args:
         language_model: the model.
         prompts: token ids, at least one each.
-        room: ids that will follow at most.
+        room: ids that will follow at most; the last of them is not read.
         ahead: how many more are read at most that `forget` takes back.
 
     Attributes:
@@ -41,6 +41,7 @@ class Context:
 
         self._module, device = language_model.module, language_model.device
         width = max(map(len, prompts))
+        self._last = width + max(room, 1) - 2
         self._room = width + room + ahead
         ids = np.zeros((len(prompts), width), dtype=np.int64)
         mask = np.ones((len(prompts), self._room), dtype=bool)
@@ -95,7 +96,8 @@ class Context:
         inputs: dict[str, Any] = {"logits_to_keep": keep} if keep and self._restricts else {}
         if self._mask is not None and self._gaps is not None:
             positions = torch.arange(start, end, device=ids.device) - self._gaps
-            inputs |= {"attention_mask": self._mask[:, :end], "position_ids": positions.clamp_(0)}
+            positions.clamp_(0, self._last)  # what is beyond is forgotten, but must be embedded
+            inputs |= {"attention_mask": self._mask[:, :end], "position_ids": positions}
         output = self._module(ids, past_key_values=self._cache, use_cache=True, **inputs)
         self._read = end
         logits: torch.Tensor = output.logits
