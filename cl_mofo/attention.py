@@ -151,28 +151,11 @@ def within_documents(module: Any) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, document_attention)
-    with attending(module, NAME):
-        yield
-
-
-@contextmanager
-def attending(module: Any, name: str, instead_of: str | None = None) -> Iterator[None]:
-    """Let a model of transformers' attend by another of its implementations for a while.
-
-    Args:
-        module: the model.
-        name: of the implementation.
-        instead_of: by which one a part must attend now for this; None for any.
-    """
     configs = {id(c): c for part in module.modules() if (c := _attending(part)) is not None}
-    before = [
-        (config, config._attn_implementation)
-        for config in configs.values()
-        if instead_of in (None, config._attn_implementation)
-    ]
+    before = [(config, config._attn_implementation) for config in configs.values()]
     try:
         for config, _ in before:
-            config._attn_implementation = name
+            config._attn_implementation = NAME
         yield
     finally:
         for config, implementation in before:

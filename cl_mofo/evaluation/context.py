@@ -54,7 +54,9 @@ class Context:
         self._mask = torch.from_numpy(mask).to(device) if padded else None
         self._gaps = torch.tensor(pads, device=device)[:, None] if padded else None
         self._cache = roomy(self._module.config, len(prompts), self._room)
-        self.forgets = is_roomy(self._cache)
+        # Others may reckon a token's distance by its place in the cache, gaps and all.
+        masked_by_us = getattr(self._module, "_supports_attention_backend", False)
+        self.forgets = masked_by_us and is_roomy(self._cache)
         self._read = 0
         self._restricts = keeps_logits(self._module)
 
@@ -90,7 +92,7 @@ class Context:
             ids: [rows, positions]; what stands right of a row's end disturbs nothing before it.
             keep: how many positions are wanted.
         """
-        if self._read + ids.shape[1] > self._room:
+        if not self.fits(ids.shape[1]):
             self._close_gaps()
         start, end = self._read, self._read + ids.shape[1]
         inputs: dict[str, Any] = {"logits_to_keep": keep} if keep and self._restricts else {}
@@ -114,15 +116,19 @@ class Context:
             return
         self._read -= min(counts)
         hold(self._cache, self._read)
-        gone = torch.tensor(counts, device=self._prompts.device)[:, None] - min(counts)
-        if not gone.any():
+        if min(counts) == max(counts):
             return
+        gone = torch.tensor(counts, device=self._prompts.device)[:, None] - min(counts)
         if self._mask is None or self._gaps is None:
             self._mask = gone.new_ones((len(counts), self._room), dtype=torch.bool)
             self._gaps = torch.zeros_like(gone)
         place = torch.arange(self._room, device=gone.device)
         self._mask &= (place < self._read - gone) | (place >= self._read)
         self._gaps = self._gaps + gone
+
+    def fits(self, tokens: int) -> bool:
+        """Tell whether so many more tokens can be read without closing gaps."""
+        return self._read + tokens <= self._room
 
     def _close_gaps(self) -> None:
         """Move what each row has read together, to the right."""

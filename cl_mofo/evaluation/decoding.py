@@ -23,13 +23,14 @@ from cl_mofo.data.tokenise import Encoder
 from cl_mofo.evaluation.backend import Generated, Question, budget
 from cl_mofo.evaluation.context import Context
 from cl_mofo.evaluation.grouped import grouped
-from cl_mofo.evaluation.lookahead import FARTHEST, Lookup, agreed, drafts
+from cl_mofo.evaluation.lookahead import FARTHEST, Lookup, agreed, drafts, farthest
 from cl_mofo.model import LanguageModel
 
 LEAVE = 0.25
-"""Share of a batch's rows that have ended when they leave it: leaving copies the others' cache."""
+"""Share of a batch's rows that have ended when they leave it: leaving copies the others' cache.
+They leave sooner if the room is used up."""
 MOST_LOGITS = 1 << 26
-"""Logits of reference answers that are computed at once (256 MiB)."""
+"""Logits that are computed at once (256 MiB), but for one of each row."""
 
 
 def fits(module: Any) -> bool:
@@ -75,9 +76,10 @@ class Decoder:
 
     def generate(self, batch: Sequence[Question]) -> list[Generated]:
         """Answer questions, and measure the loss on their references where they have one."""
-        with self._language_model.autocast(), grouped(self._language_model.module):
+        with self._language_model.autocast(), grouped():
             prompts = [q.prompt for q in batch]
-            context = Context(self._language_model, prompts, self._budget, FARTHEST)
+            ahead = farthest(self._budget)
+            context = Context(self._language_model, prompts, self._budget, ahead)
             logits = context.read_prompts()
             losses: list[float] | None = None
             if batch[0].reference is not None:
@@ -104,10 +106,12 @@ class Decoder:
             going = [place for place, row in enumerate(rows) if not row.ended]
             if not going:
                 return everyone
-            if len(going) <= (1 - LEAVE) * len(rows):
+            most = min(farthest(self._budget), MOST_LOGITS // logits[:, -1].numel() - 1)
+            many = len(going) <= (1 - LEAVE) * len(rows)
+            if many or (len(going) < len(rows) and not context.fits(1 + most)):
                 rows = [rows[place] for place in going]
                 context.keep(going)
-            logits = context.read(self._following(rows).to(logits.device))
+            logits = context.read(self._following(rows, max(0, most)).to(logits.device))
 
     def _say(self, row: _Row, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -115,16 +119,17 @@ class Decoder:
             if row.lookup:
                 row.lookup.add(token)
             row.settled = token != self._encoder.eos and self._is_settled(row)
-            spent = len(row.ids) == self._budget
+            spent = len(row.ids) >= self._budget
             row.ended = token == self._encoder.eos or row.settled or spent
             if row.ended:
                 return
 
-    def _following(self, rows: Sequence[_Row]) -> torch.Tensor:
+    def _following(self, rows: Sequence[_Row], most: int) -> torch.Tensor:
         """Draw up drafts; return the ids [rows, positions] to read, of which drafts are the end."""
         drawn_up = drafts(
             [None if row.ended else row.lookup for row in rows],
             [self._budget - len(row.ids) - 1 for row in rows],
+            most,
         )
         ids = np.empty((len(rows), 1 + max(map(len, drawn_up))), dtype=np.int64)
         for place, (row, draft) in enumerate(zip(rows, drawn_up, strict=True)):

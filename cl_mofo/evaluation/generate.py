@@ -19,6 +19,7 @@ from cl_mofo.evaluation.backend import Backend, Generated, Question, budget
 from cl_mofo.evaluation.batching import batches, most_tokens
 from cl_mofo.evaluation.decoding import Decoder, fits
 from cl_mofo.evaluation.library import Library
+from cl_mofo.evaluation.lookahead import farthest
 from cl_mofo.evaluation.losses import evaluating
 from cl_mofo.memory import explained
 from cl_mofo.model import LanguageModel
@@ -72,7 +73,9 @@ def answer(
     """
     ranks = ranks or Ranks()
     encoded = encode_records(encoder, records)
-    chunks = batches(encoded.prompt_lengths, budget(encoder), most_tokens(settings, encoder))
+    ahead = farthest(budget(encoder))
+    most = most_tokens(settings, encoder) + settings.batch_size * ahead
+    chunks = batches(encoded.prompt_lengths, budget(encoder) + ahead, most)
     answers = _whole_batches(known or {}, chunks)
     if answers and ranks.first:
         advance(len(answers), 0)

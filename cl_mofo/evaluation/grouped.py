@@ -9,11 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from cl_mofo.attention import attending
 from cl_mofo.evaluation.lookahead import FARTHEST
 
-NAME = "cl_mofo_grouped"
-"""Under which transformers' attention interface knows it."""
 _ELSEWHERE = ("softcap", "position_bias", "s_aux", "cache", "output_attentions")
 """What this leaves to transformers."""
 
@@ -50,26 +47,27 @@ def grouped_attention(
 
     rows, heads, positions, size = query.shape
     shared = heads // key.shape[1]
-    plain = attention_mask is not None and attention_mask.shape[1] == 1 and not dropout
-    others = any(kwargs.get(name) is not None for name in _ELSEWHERE)
-    if not plain or others or shared == 1 or not 1 < positions <= FARTHEST:
+    others = dropout or any(kwargs.get(name) is not None for name in _ELSEWHERE)
+    few = shared > 1 and 1 < positions <= FARTHEST
+    if others or not few or attention_mask is None or attention_mask.shape[1] != 1:
         attended: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **kwargs
         )
         return attended
     together = query.reshape(rows, key.shape[1], shared * positions, size)
-    mask = attention_mask.repeat(1, 1, shared, 1) if attention_mask is not None else None
+    mask = attention_mask.repeat(1, 1, shared, 1)
     found = F.scaled_dot_product_attention(together, key, value, attn_mask=mask, scale=scaling)
     return found.reshape(rows, heads, positions, -1).transpose(1, 2).contiguous(), None
 
 
 @contextmanager
-def grouped(module: Any) -> Iterator[None]:
-    """Let a model that attends by "sdpa" attend by this for a while."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+def grouped() -> Iterator[None]:
+    """Let models that attend by transformers' "sdpa" attend by this for a while."""
+    from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, grouped_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    with attending(module, NAME, instead_of="sdpa"):
+    before = AttentionInterface()["sdpa"]
+    AttentionInterface.register("sdpa", grouped_attention)
+    try:
         yield
+    finally:
+        AttentionInterface.register("sdpa", before)

@@ -2,8 +2,8 @@
 
 Answers copy from prompts, and a model that does not come to an end says the same over and over. A
 pass over several tokens costs hardly more than one over a single token, and tells of each whether
-it is the one that the model would have chosen; so answers stay what they are (prompt lookup
-decoding, a form of speculative decoding: Leviathan et al., ICML 2023).
+it is the one that the model would have chosen; so answers stay what they are, but by rounding
+(prompt lookup decoding, a form of speculative decoding: Leviathan et al., ICML 2023).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CONTEXT = 3
 PASS = 16
 """Tokens whose computation costs as much as what a pass costs however few it has."""
 FARTHEST = 16
-"""Most tokens of a row in a pass."""
+"""Most tokens of a row in a pass, the one that is known included."""
 
 
 class Lookup:
@@ -48,24 +48,33 @@ class Lookup:
         start = self._after.get(tuple(self._ids[-CONTEXT:]))
         if start is None:
             return []
-        period = self._ids[start:]
-        return [period[i % len(period)] for i in range(most)]
+        period = len(self._ids) - start
+        return [self._ids[start + i % period] for i in range(most)]
 
 
-def drafts(rows: Sequence[Lookup | None], rooms: Sequence[int]) -> list[list[int]]:
+def farthest(budget: int) -> int:
+    """Return how many tokens are read ahead at most of an answer of so many."""
+    return min(FARTHEST, budget) - 1
+
+
+def drafts(rows: Sequence[Lookup | None], rooms: Sequence[int], most: int) -> list[list[int]]:
     """Return what to read ahead of each row: as much as makes most tokens for a pass's cost.
 
     Args:
         rows: of a batch; None for one that has ended.
         rooms: how many tokens may be read ahead of each.
+        most: of any.
     """
     expected = [min(row.streak, room) if row else 0 for row, room in zip(rows, rooms, strict=True)]
+
+    if not any(expected):
+        return [[] for _ in rows]
 
     def tokens_for_cost(ahead: int) -> float:
         gained = sum(1 + min(each, ahead) for each in expected)
         return gained / (PASS + len(rows) * (1 + ahead))
 
-    ahead = max(range(FARTHEST), key=tokens_for_cost)
+    ahead = max(range(most + 1), key=tokens_for_cost)
     return [
         row.foretell(min(each, ahead)) if row else []
         for row, each in zip(rows, expected, strict=True)
