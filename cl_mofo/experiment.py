@@ -215,6 +215,7 @@ def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict
         raise
     finally:
         folder.close()
+        engine.abandon()
     engine.close()
     return results
 

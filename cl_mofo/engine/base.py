@@ -189,7 +189,10 @@ class Engine(ABC):
         self._written()
 
     def close(self) -> None:  # noqa: B027, as not every engine holds anything
-        """Let go of what the engine holds."""
+        """Let go of what the engine holds, after a run that ended on all ranks."""
+
+    def abandon(self) -> None:  # noqa: B027, as not every engine changes anything
+        """Take back what the engine changed of this process, however the run ended."""
 
 
 class Copy:

@@ -147,6 +147,9 @@ class DeepSpeedEngine(SpreadEngine):
     def close(self) -> None:
         """Let DeepSpeed go, which at stage 3 must come before the processes part."""
         self._engine.destroy()
+
+    def abandon(self) -> None:
+        """Take LOCAL_RANK back."""
         self._held.close()
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
@@ -208,7 +211,7 @@ def local_rank_said() -> Iterator[None]:
         yield
     finally:
         if not there:
-            del os.environ["LOCAL_RANK"]
+            os.environ.pop("LOCAL_RANK", None)
 
 
 def import_deepspeed(*, on_cpu: bool) -> Any:
