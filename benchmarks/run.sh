@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that is compared on a CPU, in one command and under 25 minutes on 2 quiet cores:
+# Everything that is compared on a CPU, in one command: 8 minutes on 2 quiet cores with the embedded
+# model and suite, 50 with SmolLM2-135M on TRACE:
 #
 #     bash benchmarks/run.sh [STAGE...]
 #
@@ -38,12 +39,12 @@ stage() { # stage NAME MINUTES MODULE [ARGUMENT...]: MINUTES is what it takes, t
 
 # The others compute logits at all positions: texts are cut at 512 + 128 tokens and padded by eights,
 # which takes SmolLM2-135M 17 GB. float32 is measured on the tasks of short texts.
-stage optimizer 3 optimizer --threads "$threads" ${AUTHORS:+--authors "$AUTHORS"}
-stage training 7 training "${what[@]}" "${trace[@]}" --precision bfloat16 \
+stage optimizer 3 optimizer --threads "$threads" --sizes 1e5 1e6 1e7 1e8 1e9 ${AUTHORS:+--authors "$AUTHORS"}
+stage training 15 training "${what[@]}" "${trace[@]}" --precision bfloat16 \
     --micro-batch 8 --prompt-tokens 512 --answer-tokens 128 --memory-task Py150 --out benchmarks/results/training.json
 stage training-float32 2 training "${what[@]}" "${trace[@]}" --precision float32 \
     --micro-batch 8 --tasks FOMC NumGLUE-cm NumGLUE-ds --out benchmarks/results/training-float32.json
-stage scoring 7 scoring "${what[@]}" --examples 12
+stage scoring 20 scoring "${what[@]}" --examples 12
 stage strategies 2 strategies --threads "$threads"
 stage growth 2 growth --threads "$threads"
 stage sharded 1 sharded
