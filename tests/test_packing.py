@@ -341,6 +341,23 @@ def test_a_flash_attention_that_knows_no_order_is_left_alone(monkeypatch):
     assert flash(monkeypatch, unknown, None)[0] is None
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_attention_in_half_precision_is_that_of_float32_on_a_cpu(autocast):
+    documents = pack(drawn((40, 17, 1))).documents
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(1, heads, 58, 16, generator=generator).bfloat16() for heads in (4, 2, 2)]
+    right, _ = attention.document_attention(
+        torch.nn.Module(), *(t.float() for t in given), None, documents=documents
+    )
+    inputs = [t.float() for t in given] if autocast else given
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, _ = attention.document_attention(
+            torch.nn.Module(), *inputs, None, documents=documents
+        )
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, right.bfloat16())
+
+
 @pytest.mark.parametrize(
     ("head", "capability", "taken"),
     [(64, (9, 0), True), (256, (8, 0), True), (20, (9, 0), False), (64, (7, 5), False)],
