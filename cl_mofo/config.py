@@ -81,6 +81,16 @@ class DataConfig(Section):
     eval_limit: PositiveInt | None = None
     test_limit: PositiveInt | None = None
     """The first so many rows of each task's split; `train_limit` also of rows of no task (Lima)."""
+    train_share: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Of each task's training rows, and of rows of no task, a random share (0.1 is a tenth), drawn
+    before `train_limit` counts."""
+    share_seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
+    """What determines that draw, whatever the run's own seed is."""
+    prose: str | None = None
+    """A UTF-8 text that no task is about: the model's loss on it is recorded before training and
+    after each task. Environment variables expand."""
+    prose_tokens: Annotated[int, Field(ge=2, strict=True)] = 8192
+    """The first so many tokens of that text are read."""
 
 
 class TasksConfig(Section):
@@ -211,8 +221,10 @@ class EvaluationConfig(Section):
 
     split: Literal["test", "eval"] = "test"
     """What is answered and scored. Choose hyperparameters on `eval`, never on `test`."""
-    tasks: Literal["seen", "all"] = "seen"
-    """Score the tasks learned so far, or all of them each time."""
+    tasks: Literal["seen", "all", "ends"] = "seen"
+    """After each task score the tasks learned so far, or all; or (`ends`) that one alone, and all
+    after the last: what the last OP and BWT need, for about a third of the answers of eight tasks.
+    """
     initial: bool = False
     """Score every task before any training; an untrained model runs into every answer budget."""
     losses: bool = True

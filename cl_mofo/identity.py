@@ -20,6 +20,7 @@ FREE = ("engine.", "model.device", "model.gradient_checkpointing", "training.pac
 """Keys that say how a run is computed, not what."""
 FREE_BY_CONTENT = (
     "data.path",
+    "data.prose",
     "model.path",
     "model.revision",
     "model.trust_remote_code",

@@ -11,10 +11,23 @@ from typing import Any
 from cl_mofo.config import Recipe
 from cl_mofo.data.plan import TaskPlan
 from cl_mofo.data.records import Splits
-from cl_mofo.evaluation import ResultMatrix
+from cl_mofo.evaluation import ResultMatrix, figure
 from cl_mofo.files import DamagedError
 
 SCHEMA = 1
+
+
+def cells_tested(learned: int, tasks: int, which: str) -> range:
+    """Return which of so many tasks, from 0, are tested after the first `learned` of them.
+
+    Args:
+        learned: at least 1.
+        tasks: at least `learned`.
+        which: the recipe's `evaluation.tasks`.
+    """
+    if which == "all":
+        return range(tasks)
+    return range(learned - 1 if which == "ends" and learned < tasks else 0, learned)
 
 
 @dataclass
@@ -26,6 +39,8 @@ class Progress:
         metrics: [n + 1, n] all metrics of a test set by name.
         losses: [n + 1, n] mean losses per answer token, in nats.
         distances: to the initial weights, after each task.
+        prose: mean losses per token on prose, in nats, before all tasks and after each; empty
+            where there is no prose.
         learned: tasks learned.
         skipped: steps that were not taken, as their loss or gradient was not finite.
         seconds: spent in training and in evaluation.
@@ -35,6 +50,7 @@ class Progress:
     metrics: list[list[dict[str, float] | None]]
     losses: list[list[float | None]]
     distances: list[float] = field(default_factory=list)
+    prose: list[float] = field(default_factory=list)
     learned: int = 0
     skipped: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "evaluation": 0.0})
@@ -61,11 +77,18 @@ class Progress:
         self.metrics[learned][task] = metrics
         self.scores[learned][task] = metrics[headline]
 
-    @property
-    def measured(self) -> int:
-        """After how many tasks all that were learned have been tested."""
-        rows = range(1, self.learned + 1)
-        return next((t - 1 for t in rows if None in self.scores[t][:t]), self.learned)
+    def measured(self, which: str) -> int:
+        """Return after how many tasks all of those learned have been tested that were to be.
+
+        Args:
+            which: the recipe's `evaluation.tasks`.
+        """
+        tasks = len(self.scores) - 1
+        for t in range(1, self.learned + 1):
+            wanted = [i for i in cells_tested(t, tasks, which) if i < t]
+            if self.missing(t, wanted):
+                return t - 1
+        return self.learned
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` takes."""
@@ -88,6 +111,9 @@ class Progress:
             and isinstance(progress.distances, list)
             and all(map(_is_number, progress.distances))
             and len(progress.distances) <= tasks
+            and isinstance(progress.prose, list)
+            and all(map(_is_number, progress.prose))
+            and len(progress.prose) <= tasks + 1
             and type(progress.learned) is int
             and 0 <= progress.learned <= tasks
             and type(progress.skipped) is int
@@ -107,6 +133,7 @@ class Progress:
         self.metrics[learned + 1 :] = empty.metrics[learned + 1 :]
         self.losses[learned + 1 :] = empty.losses[learned + 1 :]
         del self.distances[learned:]
+        del self.prose[learned + 1 :]
         self.learned = min(self.learned, learned)
 
     def results(
@@ -119,7 +146,7 @@ class Progress:
         """Return `results.json` up to the last whole row (docs/architecture.md)."""
         tasks = [plan.task.name for plan in plans]
         known = copy.deepcopy(self)
-        known.back_to(self.measured)
+        known.back_to(self.measured(recipe.evaluation.tasks))
         measured = recipe.evaluation.initial and None not in self.scores[0]
         initial = self.scores[0] if measured else None
         matrix = ResultMatrix(tasks, known.scores[1:], initial)
@@ -144,15 +171,16 @@ class Progress:
             },
             "scores": known.scores[1:],
             "initial": initial,
-            "op": [matrix.op(after=t) for t in learned],
-            "bwt": [matrix.bwt(after=t) if t > 1 else None for t in learned],
+            "op": [figure(matrix.op, t) for t in learned],
+            "bwt": [figure(matrix.bwt, t) for t in learned],
             "learned": [matrix.learned(after=t) for t in learned],
-            "forgetting": matrix.forgetting() if whole else None,
+            "forgetting": matrix.forgetting() if whole and settings.tasks != "ends" else None,
             "forward_transfer": matrix.forward_transfer() if transfers else None,
             "metrics": known.metrics[1:],
             "losses": known.losses[1:] if settings.losses else None,
             "initial_losses": known.losses[0] if measured and settings.losses else None,
             "distance": known.distances or None,
+            "prose_losses": known.prose or None,
             "skipped": self.skipped,
             "seconds": {k: round(v, 3) for k, v in self.seconds.items()},
             "finished": complete,

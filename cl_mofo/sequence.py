@@ -22,6 +22,7 @@ from cl_mofo.data.suites import Suite
 from cl_mofo.engine import Engine
 from cl_mofo.errors import NotSavedError, NotWrittenError, TrainingError
 from cl_mofo.evaluation.distance import distance
+from cl_mofo.evaluation.prose import prose_loss, prose_tokens
 from cl_mofo.examine import Examiner
 from cl_mofo.folder import PROGRESS, RunFolder
 from cl_mofo.loop import Loop
@@ -29,7 +30,7 @@ from cl_mofo.loopstate import taken_back
 from cl_mofo.memory import explained
 from cl_mofo.observer import Observer
 from cl_mofo.outcome import draw, save_model
-from cl_mofo.progress import Progress
+from cl_mofo.progress import Progress, cells_tested
 from cl_mofo.steplog import StepLog
 from cl_mofo.stopping import Stop, stopped
 from cl_mofo.strategy import Strategy
@@ -97,6 +98,10 @@ class TaskSequence:
         self.store = Store(folder.path, self.ranks, recipe.checkpoint.keep)
         self.progress = Progress.of(len(plans))
         self._origin: dict[str, torch.Tensor] = {}
+        self._prose: list[int] = []
+        if suite.prose is not None:
+            most = recipe.data.prose_tokens
+            self._prose = prose_tokens(language_model, suite.prose, most)
         self._began = 0.0
         self._saved = ""
 
@@ -173,6 +178,10 @@ class TaskSequence:
         (asked,) = self.ranks.largest([self.stop.signal])
         if asked:
             raise stopped(asked, "before its first step")
+        if self._prose and not (progress.learned or progress.prose):
+            with self.loop.evaluating() as model:
+                self._look_back(model, 0)
+            self._keep_progress()
         if self.recipe.evaluation.initial and not progress.learned:
             self._test(0, range(len(plans)))
             self._write()
@@ -181,7 +190,7 @@ class TaskSequence:
         ):
             if i == progress.learned:
                 self._train(plan, experience)
-            tested = range(len(plans)) if self.recipe.evaluation.tasks == "all" else range(i + 1)
+            tested = cells_tested(i + 1, len(plans), self.recipe.evaluation.tasks)
             if i + 1 == progress.learned and self._test(i + 1, tested):
                 self.observer.measured(self._write())
         if self.recipe.save_model:
@@ -237,10 +246,7 @@ class TaskSequence:
         if not missing:
             return False
         with self.loop.evaluating() as model:
-            if self._origin and len(self.progress.distances) < learned:
-                self.progress.distances.append(
-                    distance(self.loop.weights(model.module), self._origin)
-                )
+            self._look_back(model, learned)
             for task in missing:
                 began = time.perf_counter()
                 metrics, loss = self.examiner.test(model, learned, task)
@@ -254,6 +260,14 @@ class TaskSequence:
                 asked = self.ranks.largest([self.stop.signal])
                 self.examiner.leave_if_asked(asked[0], task)
         return True
+
+    def _look_back(self, model: LanguageModel, learned: int) -> None:
+        """Measure what is left of the initial model: the way from it, and its loss on prose."""
+        distances, losses = self.progress.distances, self.progress.prose
+        if self._origin and len(distances) < learned:
+            distances.append(distance(self.loop.weights(model.module), self._origin))
+        if self._prose and len(losses) <= learned:
+            losses.append(prose_loss(model, self._prose))
 
     def _keep_progress(self) -> None:
         kept = {"identity": dict(self.identity), "progress": self.progress.to_json()}

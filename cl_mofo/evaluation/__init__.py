@@ -3,7 +3,7 @@
 Importing this loads neither torch nor transformers.
 """
 
-from cl_mofo.evaluation.matrix import ResultMatrix
+from cl_mofo.evaluation.matrix import ResultMatrix, figure
 from cl_mofo.evaluation.scoring import mark_unfinished, score
 
-__all__ = ["ResultMatrix", "mark_unfinished", "score"]
+__all__ = ["ResultMatrix", "figure", "mark_unfinished", "score"]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,6 +159,17 @@ class ResultMatrix:
                 f"the scores are labelled {', '.join(found)}, but the order of the tasks is "
                 f"{', '.join(self.tasks)}. Put them in the same order"
             )
+
+
+def figure(of: Callable[[int], float], after: int) -> float | None:
+    """Return a matrix's figure after so many tasks, such as `figure(matrix.op, 3)`.
+
+    None where it is undefined after so few, or a cell that it needs was not measured.
+    """
+    try:
+        return of(after)
+    except UserError:
+        return None
 
 
 def _mean(values: Iterable[float]) -> float:

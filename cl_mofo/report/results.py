@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cl_mofo.errors import UserError
+from cl_mofo.evaluation import figure
 from cl_mofo.report.settings import Settings
 from cl_mofo.untrusted import printable
 
@@ -66,17 +66,17 @@ class RunResults:
     @cached_property
     def op(self) -> Cells:
         """OP_t for t = 1 .. tasks learned; None where a cell it needs is unmeasured."""
-        return tuple(_figure(self._matrix.op, t) for t in range(1, self.learned_tasks + 1))
+        return tuple(figure(self._matrix.op, t) for t in range(1, self.learned_tasks + 1))
 
     @cached_property
     def bwt(self) -> Cells:
         """BWT_t for t = 1 .. tasks learned; None for t = 1 and where a cell is unmeasured."""
-        return tuple(_figure(self._matrix.bwt, t) for t in range(1, self.learned_tasks + 1))
+        return tuple(figure(self._matrix.bwt, t) for t in range(1, self.learned_tasks + 1))
 
     @cached_property
     def learned(self) -> float | None:
         """Mean of R[i,i] over the tasks learned; None where one is unmeasured."""
-        return _figure(self._matrix.learned, self.learned_tasks)
+        return figure(self._matrix.learned, self.learned_tasks)
 
     @property
     def final(self) -> Cells:
@@ -89,10 +89,3 @@ class RunResults:
         from cl_mofo.evaluation import ResultMatrix
 
         return ResultMatrix(self.tasks, self.scores)
-
-
-def _figure(figure: Callable[[int], float], after: int) -> float | None:
-    try:
-        return figure(after)
-    except UserError:  # undefined after so few tasks, or a cell it needs is unmeasured
-        return None
