@@ -19,6 +19,7 @@ from cl_mofo.evaluation.decoding import fits
 from cl_mofo.evaluation.generate import answer
 from cl_mofo.evaluation.journal import Journal, forget
 from cl_mofo.evaluation.losses import answer_loss
+from cl_mofo.evaluation.scoring import example_scores
 from cl_mofo.folder import CHECKPOINTS, RunFolder
 from cl_mofo.observer import Observer
 from cl_mofo.stopping import Stop, stopped
@@ -80,12 +81,16 @@ class Examiner:
         texts = mark_unfinished(
             [a.text for a in answers], [a.finished or a.settled for a in answers], references
         )
-        metrics = score(task, texts, references, prompts if task.needs_sources else None)
+        sources = prompts if task.needs_sources else None
+        metrics = score(task, texts, references, sources)
         if loss is not None and not math.isfinite(loss):
             raise TrainingError(
                 f"the loss on {task.name} is {loss}: the model is broken. Lower optimizer.lr"
             )
-        headline = settings.metrics == "headline"
+        headline, whole = settings.metrics == "headline", metrics[task.headline]
+        alone = None
+        if self.ranks.first:
+            alone = example_scores(task, texts, references, sources, whole)
         self.folder.write_predictions(
             self.after(learned),
             task.name,
@@ -98,10 +103,11 @@ class Examiner:
                     "tokens": a.tokens,
                 }
                 | ({"settled": a.settled} if headline else {})
+                | ({"score": alone[i]} if alone else {})
                 for i, (a, reference) in enumerate(zip(answers, references, strict=True))
             ),
         )
-        return ({task.headline: metrics[task.headline]} if headline else metrics), loss
+        return ({task.headline: whole} if headline else metrics), loss
 
     def _answers(
         self, language_model: LanguageModel, learned: int, j: int

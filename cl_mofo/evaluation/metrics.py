@@ -14,9 +14,15 @@ import difflib
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from cl_mofo.evaluation.rouge import rouge_l_f
 from cl_mofo.evaluation.sari import sari_of
+
+REMEMBERED = 4096
+"""Pairs whose figure is kept, as each is measured among all of a test set and then alone."""
+
+_rouge_l_f, _sari_of = lru_cache(REMEMBERED)(rouge_l_f), lru_cache(REMEMBERED)(sari_of)
 
 
 def accuracy(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -31,7 +37,7 @@ def differs(answer: str, reference: str) -> bool:
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Return the mean ROUGE-L f in percent, as the package `rouge` 1.0.1 computes it."""
-    return _mean(lambda p, r: 100.0 * rouge_l_f(p, r), predictions, references)
+    return _mean(lambda p, r: 100.0 * _rouge_l_f(p, r), predictions, references)
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str], order: int) -> float:
@@ -42,18 +48,10 @@ def bleu(predictions: Sequence[str], references: Sequence[str], order: int) -> f
         references: one right text for each.
         order: the longest n-grams counted, all orders weighing the same (1 for BLEU-1).
     """
-    # nltk takes a second and a half to import, and most tasks do without it.
-    from nltk.translate.bleu_score import sentence_bleu
-
-    weights = (1.0 / order,) * order
-
-    def of_pair(prediction: str, reference: str) -> float:
-        return 100.0 * float(sentence_bleu([_words(reference)], _words(prediction), weights))
-
     with warnings.catch_warnings():
         # One warning for each order without a match; a figure without smoothing means just that.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"nltk\.")
-        return _mean(of_pair, predictions, references)
+        return _mean(lambda p, r: _sentence_bleu(p, r, order), predictions, references)
 
 
 def similarity(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -68,7 +66,7 @@ def similarity(predictions: Sequence[str], references: Sequence[str]) -> float:
 def sari(predictions: Sequence[str], references: Sequence[str], sources: Sequence[str]) -> float:
     """Return the mean SARI in percent, of simplifications of `sources`."""
     triples = zip(sources, predictions, references, strict=True)
-    return 100.0 * sum(sari_of(*triple) for triple in triples) / len(predictions)
+    return 100.0 * sum(_sari_of(*triple) for triple in triples) / len(predictions)
 
 
 def _mean(
@@ -78,9 +76,19 @@ def _mean(
     return sum(percent(p, r) for p, r in pairs if p and r) / len(predictions)
 
 
+@lru_cache(REMEMBERED)
+def _sentence_bleu(prediction: str, reference: str, order: int) -> float:
+    # nltk takes a second and a half to import, and most tasks do without it.
+    from nltk.translate.bleu_score import sentence_bleu
+
+    weights = (1.0 / order,) * order
+    return 100.0 * float(sentence_bleu([_words(reference)], _words(prediction), weights))
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"[^\s.]+", text)
 
 
+@lru_cache(REMEMBERED)
 def _rounded_ratio(prediction: str, reference: str) -> float:
     return round(100 * difflib.SequenceMatcher(None, prediction, reference).ratio())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 from cl_mofo.discovery import registry
 from cl_mofo.errors import UserError
@@ -49,6 +50,36 @@ def score(
     if not answers:
         raise UserError(f"score({task.name}): there are no predictions, so there is no mean")
     return _declared(task, dict(task.measure(answers, right, prompts)))
+
+
+def example_scores(
+    task: Task,
+    predictions: Sequence[str],
+    references: Sequence[str],
+    sources: Sequence[str] | None,
+    whole: float,
+) -> list[float] | None:
+    """Return the headline score of each example measured alone, in percent.
+
+    Args:
+        task: the task.
+        predictions: as `score` was given them.
+        references: the right answers.
+        sources: the prompts, None if the task does not need them.
+        whole: the headline score of them all.
+
+    Returns:
+        One score for each; None if their mean is not the whole's (to 1e-6): a metric of a corpus,
+        such as a macro F1, is none of its examples.
+    """
+    alone: list[float] = []
+    prompts = repeat(None) if sources is None else ([prompt] for prompt in sources)
+    for prediction, reference, prompt in zip(predictions, references, prompts, strict=False):
+        try:
+            alone.append(float(task.measure([prediction], [reference], prompt)[task.headline]))
+        except Exception:  # a correlation, say, is not defined for one example
+            return None
+    return alone if abs(sum(alone) / len(alone) - whole) <= 1e-6 else None
 
 
 def mark_unfinished(
