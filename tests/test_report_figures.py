@@ -1,5 +1,6 @@
 """Figures: they are drawn, show their data, and leave matplotlib as it was."""
 
+import math
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.image import imread
 
 from cl_mofo.errors import UserError
-from cl_mofo.report import curves, draw, heat_map, load_runs
+from cl_mofo.report import closeness, curves, draw, heat_map, load_runs
 from tests.report_runs import SEEDS, make, three_seeds, trace_run
 
 
@@ -18,9 +19,9 @@ def pixels(path):
     return imread(path)[..., :3]
 
 
-def share_of(picture, colour):
+def share_of(picture, colour, tolerance=0.005):
     """Return the share of pixels of one colour, to the rounding of a PNG."""
-    return float(np.mean(np.abs(picture - np.array(colour[:3])).max(axis=-1) < 0.005))
+    return float(np.mean(np.abs(picture - np.array(colour[:3])).max(axis=-1) < tolerance))
 
 
 def test_a_heat_map_colours_each_cell_by_its_score(tmp_path):
@@ -79,6 +80,29 @@ def test_curves_have_a_line_for_each_strategy_and_a_band_for_several_seeds(tmp_p
     assert band > 0.01
     line, other_line, _ = drawn([mofo[0], hft[1]])
     assert min(line, other_line) > 0.001
+
+
+def test_closeness_draws_forgetting_and_perplexity_against_the_distance(tmp_path):
+    def drawn(*runs):
+        closeness(runs, tmp_path / "closeness.png")
+        return pixels(tmp_path / "closeness.png")
+
+    def runs(strategy, **figures):
+        return make(tmp_path / strategy, SEEDS[1], strategy=strategy, **figures)
+
+    far = runs("far", distance=[0.1, 0.4])
+    near = runs("near", distance=[0.1, 0.2], prose_losses=[2.0, 2.5, 3.0])
+    nowhere = runs("nowhere")
+    blue, orange = (0, 0x72 / 255, 0xB2 / 255), (0xD5 / 255, 0x5E / 255, 0)
+    one, two = drawn(far), drawn(far, near)
+    assert two.shape[1] > one.shape[1]  # a second panel
+    assert share_of(one, orange, tolerance=0.2) == 0
+    assert min(share_of(two, blue, tolerance=0.2), share_of(two, orange, tolerance=0.2)) > 0
+    assert near.perplexities == pytest.approx((math.e**2, math.e**3))
+    assert (drawn(far, near, nowhere) == two).all()
+    with pytest.raises(UserError, match="no finished run has a distance"):
+        drawn(nowhere)
+    assert draw([far], tmp_path / "all") == ["matrix-far.png", "curves.png", "closeness.png"]
 
 
 def test_odd_runs_are_drawn(tmp_path):

@@ -50,6 +50,12 @@ def test_what_may_be_missing_is_missing():
     [
         ({"schema": 2}, "schema 2"),
         ({"schema": True}, "schema True"),
+        ({"distance": 0.1}, "'distance'"),
+        ({"distance": [0.1, 0.2, 0.3]}, "at most 2"),
+        ({"distance": [0.1, "x"]}, "distance[1]"),
+        ({"prose_losses": [-0.1]}, "prose_losses[0]"),
+        ({"prose_losses": [float("nan")]}, "prose_losses[0]"),
+        ({"prose_losses": [1e9]}, "prose_losses[0]"),
         ({"strategy": 7}, "'strategy' is 7"),
         ({"strategy": " "}, "'strategy'"),
         ({"strategy": "mofo\x1b[2J"}, "cannot be printed"),

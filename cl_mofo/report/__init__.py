@@ -4,13 +4,16 @@
     print(render(runs, "markdown"))           # strategies as rows, mean and deviation over seeds
     heat_map(runs[0], "figures/matrix.png")   # one run's R matrix
     curves(runs, "figures/curves.png")        # OP and BWT as tasks are learned
+    closeness(runs, "figures/closeness.png")  # BWT against the distance from the initial model
 
 pandas and matplotlib load when a function that needs them is called, not on import.
 """
 
 from __future__ import annotations
 
-from cl_mofo.report.figures import curves, draw, heat_map
+from cl_mofo.report.closeness import closeness
+from cl_mofo.report.draw import draw
+from cl_mofo.report.figures import curves, heat_map
 from cl_mofo.report.frame import summarise
 from cl_mofo.report.load import load_results, load_runs, parse_results
 from cl_mofo.report.matrix import matrix_markdown, matrix_table
@@ -22,6 +25,7 @@ __all__ = [
     "CONVENTION",
     "FORMATS",
     "RunResults",
+    "closeness",
     "comparison_table",
     "curves",
     "draw",

@@ -6,8 +6,6 @@ changes; the same runs give the same bytes.
 
 from __future__ import annotations
 
-import itertools
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,37 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-LONGEST_FILE_NAME = 50
-"""Characters of a run's name in a file's: up to 200 of the 255 bytes that file systems allow."""
 _MOST = 60.0  # inches: a matrix of very many tasks stays within what a PNG can hold
 
 # Okabe and Ito's palette, told apart with any common colour vision; its yellow is too pale for a
 # line on white, and black is left to the text. Markers differ too, for print without colour.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vP*X"
-_SMALL: Any = {"fontsize": "x-small", "color": "0.3", "parse_math": False}
-
-
-def draw(runs: Sequence[RunResults], folder: str | Path) -> list[str]:
-    """Draw each run's heat map and the curves of all into a folder; return the files' names.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    names: list[str] = []
-    for run in runs:
-        name = f"matrix-{_file_name(run.name)}"
-        endings = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
-        taken = {other.lower() for other in names}
-        names.append(next(n for end in endings if (n := name + end).lower() not in taken))
-        heat_map(run, Path(folder) / f"{names[-1]}.png")
-    curves(runs, Path(folder) / "curves.png")
-    return [*(f"{name}.png" for name in names), "curves.png"]
-
-
-def _file_name(name: str) -> str:
-    """Return what a file on any system may be called: no separator, no control, not too long."""
-    return re.sub(r'[\\/:*?"<>|]', "_", name)[:LONGEST_FILE_NAME]
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP*X"
+SMALL: Any = {"fontsize": "x-small", "color": "0.3", "parse_math": False}
 
 
 def heat_map(results: RunResults, path: str | Path) -> None:
@@ -96,8 +70,8 @@ def heat_map(results: RunResults, path: str | Path) -> None:
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
     figure.suptitle(textwrap.fill(matrix_title(results), int(width * 11)), parse_math=False)
-    figure.supxlabel(textwrap.fill(f"{OP_CONVENTION}; {BWT_CONVENTION}", int(width * 15)), **_SMALL)
-    _save(figure, path)
+    figure.supxlabel(textwrap.fill(f"{OP_CONVENTION}; {BWT_CONVENTION}", int(width * 15)), **SMALL)
+    save(figure, path)
 
 
 def _colour_cells(axes: Axes, rows: Sequence[Cells]) -> None:
@@ -136,7 +110,7 @@ def curves(runs: Sequence[RunResults], path: str | Path) -> None:
     if not table:
         raise UserError("no run to draw")
     settings = list(dict.fromkeys(entry.setting for entry in table))
-    names = [_label(entry, settings) for entry in table]
+    names = [label(entry, settings) for entry in table]
     columns = max(1, min(4, 120 // (8 + max(map(len, names)))))
     height = 4.3 + 0.25 * -(-len(names) // columns)
     figure = Figure(figsize=(10.5, min(height, _MOST)), dpi=DPI, layout="constrained")
@@ -157,8 +131,8 @@ def curves(runs: Sequence[RunResults], path: str | Path) -> None:
         text.set_parse_math(False)
     band = "; band: mean ± sample standard deviation (n-1) over seeds"
     shown = band if any(len(entry.runs) > 1 for entry in table) else ""
-    figure.supxlabel(f"{OP_CONVENTION}; {BWT_CONVENTION}{shown}", **_SMALL)
-    _save(figure, path)
+    figure.supxlabel(f"{OP_CONVENTION}; {BWT_CONVENTION}{shown}", **SMALL)
+    save(figure, path)
 
 
 def _number_tasks(axes: Axes, orders: Sequence[tuple[str, ...]]) -> None:
@@ -182,12 +156,12 @@ def _curve(axes: Axes, entry: Entry, values: Sequence[Cells], i: int) -> None:
     nan = float("nan")
     means = [nan if s.mean is None else s.mean for s in stats]
     spread = [nan if s.std is None else s.std for s in stats]
-    colour = _COLOURS[i % len(_COLOURS)]
+    colour = COLOURS[i % len(COLOURS)]
     axes.plot(
         xs,
         means,
         color=colour,
-        marker=_MARKERS[i % len(_MARKERS)],
+        marker=MARKERS[i % len(MARKERS)],
         linestyle="-" if entry.finished else "--",
     )
     if len(entry.runs) > 1:
@@ -196,7 +170,7 @@ def _curve(axes: Axes, entry: Entry, values: Sequence[Cells], i: int) -> None:
         axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def _label(entry: Entry, settings: Sequence[Setting]) -> str:
+def label(entry: Entry, settings: Sequence[Setting]) -> str:
     """Name a line: the strategy, and of its setting and runs what sets it apart."""
     setting = entry.setting
     parts = [entry.variant, entry.alone]
@@ -211,7 +185,12 @@ def _label(entry: Entry, settings: Sequence[Setting]) -> str:
     return f" {label}"  # a label that began with an underscore would be left out
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure to a PNG, without time or version; folders on the way are made.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

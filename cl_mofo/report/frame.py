@@ -24,8 +24,9 @@ def summarise(runs: Iterable[RunResults], *, paper: bool = False) -> pd.DataFram
         recipe differs from the strategy's other rows), `run` (the folder of a run that stands
         alone), `n` (runs averaged), `seeds`, `finished`, `tasks_learned`; then in percent `OP`,
         `BWT`, `learned` and the final score of every task under the task's name, each followed by
-        its sample standard deviation, `..._std` (NaN for one run); with `paper` also `paper_OP` and
-        `paper_BWT`.
+        its sample standard deviation, `..._std` (NaN for one run), and so `distance` (relative, to
+        the initial weights) and the perplexity on prose, `perplexity_before` and
+        `perplexity_after`; with `paper` also `paper_OP` and `paper_BWT`.
     """
     import pandas as pd
 
@@ -69,7 +70,11 @@ def _record(entry: Entry, paper: bool) -> dict[str, Any]:
         "finished": entry.finished,
         "tasks_learned": max((run.learned_tasks for run in entry.runs), default=0),
     }
-    for key, figure in (("OP", entry.op), ("BWT", entry.bwt), ("learned", entry.learned)):
+    before, after = entry.perplexities
+    figures = {"OP": entry.op, "BWT": entry.bwt, "learned": entry.learned}
+    figures |= {"distance": entry.distance}
+    figures |= {"perplexity_before": before, "perplexity_after": after}
+    for key, figure in figures.items():
         record[key], record[f"{key}_std"] = map(_float, figure)
     if paper:
         record["paper_OP"] = _float(entry.paper and entry.paper.op)

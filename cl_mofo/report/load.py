@@ -6,8 +6,9 @@
      "op": [46.7, 36.65], "bwt": [null, -18.4], "finished": true}
 
 Scores are percent; row i holds those after learning task i. `suite`, `model`, `headline`, `initial`
-and `finished` may be missing; keys not shown here are ignored. OP and BWT are computed from the
-scores again, and a file whose own figures disagree is refused.
+and `finished` may be missing, and so may `distance` and `prose_losses` (docs/architecture.md).
+Other keys are ignored. OP and BWT are computed from the scores again, and a file whose own figures
+disagree is refused.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ LONGEST_NAME = 500
 """Characters; a model's may be a path, which is longer."""
 LONGEST_PATH = 4096
 SEEDS = 2**32
+MOST_FIGURE = 700.0
+"""Of a distance or a loss; the exponential of one is still a number."""
 ROUNDING = 0.051
 """How far a stored OP or BWT may lie from the one its scores give: one decimal's rounding."""
 
@@ -137,6 +140,8 @@ def parse_results(data: Any, path: str | Path) -> RunResults:
         initial=None if initial is None else _percents(path, "initial", initial, tasks),
         finished=_finished(path, data.get("finished"), None not in scores[-1]),
         cut=data.get("measured") == "headline",
+        distances=_measures(path, "distance", data.get("distance"), len(tasks)),
+        prose_losses=_measures(path, "prose_losses", data.get("prose_losses"), len(tasks) + 1),
     )
     _agrees(path, "op", data["op"], run.op, OP_CONVENTION)
     _agrees(path, "bwt", data["bwt"], run.bwt, BWT_CONVENTION)
@@ -201,6 +206,19 @@ def _number(path: Path, key: str, value: Any, least: float) -> float | None:
     if not least - 1e-6 <= value <= 100 + 1e-6:  # false for NaN
         _refuse(path, f"{key} is {brief(value)}; it is a percent from {least:g} to 100, or null")
     return float(value)
+
+
+def _measures(path: Path, key: str, value: Any, most: int) -> tuple[float, ...]:
+    """Check a list of at most so many figures, each from 0 on; null is an empty one."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > most:
+        _refuse(path, f"'{key}' is {_kind(value)}, not a list of at most {most} figures")
+    for i, figure in enumerate(value):
+        number = isinstance(figure, int | float) and not isinstance(figure, bool)
+        if not number or not 0 <= figure <= MOST_FIGURE:  # false for NaN
+            _refuse(path, f"{key}[{i}] is {brief(figure)}, not a number from 0 to {MOST_FIGURE:g}")
+    return tuple(map(float, value))
 
 
 def _finished(path: Path, value: Any, run_is_complete: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,6 +38,8 @@ class RunResults:
         finished: whether all tasks are learned and scored.
         settings: the recipe it ran by, as far as known: dotted keys, values as JSON.
         cut: whether answers were generated only until the headline metric was settled.
+        distances: to the initial weights, after each task; empty where not measured.
+        prose_losses: nats per token of prose, before training and after each task; may be empty.
     """
 
     path: Path
@@ -51,6 +54,8 @@ class RunResults:
     finished: bool
     settings: Settings = field(default_factory=dict)
     cut: bool = False
+    distances: tuple[float, ...] = ()
+    prose_losses: tuple[float, ...] = ()
 
     @property
     def name(self) -> str:
@@ -77,6 +82,18 @@ class RunResults:
     def learned(self) -> float | None:
         """Mean of R[i,i] over the tasks learned; None where one is unmeasured."""
         return figure(self._matrix.learned, self.learned_tasks)
+
+    @property
+    def distance(self) -> float | None:
+        """Relative distance to the initial weights after the last task learned."""
+        return self.distances[-1] if self.distances else None
+
+    @property
+    def perplexities(self) -> tuple[float, float] | None:
+        """Perplexity on prose before training and after the last task learned."""
+        if len(self.prose_losses) < 2:
+            return None
+        return math.exp(self.prose_losses[0]), math.exp(self.prose_losses[-1])
 
     @property
     def final(self) -> Cells:

@@ -84,6 +84,17 @@ class Entry:
         return stat([run.learned for run in self.runs])
 
     @property
+    def distance(self) -> Stat:
+        """Relative distance to the initial weights after the last task learned."""
+        return stat([run.distance for run in self.runs])
+
+    @property
+    def perplexities(self) -> tuple[Stat, Stat]:
+        """Perplexity on prose before training and after the last task learned."""
+        pairs = [run.perplexities or (None, None) for run in self.runs]
+        return stat([before for before, _ in pairs]), stat([after for _, after in pairs])
+
+    @property
     def final(self) -> tuple[Stat, ...]:
         """The score of each task after the last task learned."""
         columns = range(len(self.setting.tasks))
