@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cl_mofo.strategy import Strategy
     from cl_mofo.sweep import run_sweep
     from cl_mofo.task import Task
+    from cl_mofo.tuning import tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "run",
     "run_sweep",
     "score",
+    "tune",
 ]
 
 _HOME = {
@@ -41,6 +43,7 @@ _HOME = {
     "run": "cl_mofo.experiment",
     "run_sweep": "cl_mofo.sweep",
     "score": "cl_mofo.evaluation",
+    "tune": "cl_mofo.tuning",
 }
 
 # In a checkout `tasks/`, `strategies/` and `runs/` lie beside this folder, not in it. Python

@@ -1,4 +1,4 @@
-"""The command line: `cl-mofo run`, `resume`, `report`, `check-data` and `list`.
+"""The command line: `cl-mofo run`, `resume`, `tune`, `report`, `check-data` and `list`.
 
 Exit codes: 0; 2 for a user's mistake, with one message and no traceback; 1 for a fault; 75 when a
 signal (SIGTERM, SIGUSR1) asked to stop and the run can go on, 130 when the user did (SIGINT). Of
@@ -49,6 +49,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+RecipeArgument = Annotated[
+    str | None, typer.Argument(help="A built-in recipe (cl-mofo list runs) or a YAML file.")
+]
+ModelOption = Annotated[
+    str | None, typer.Option(help="A model folder, a hub name, or 'tiny' (embedded).")
+]
+DataOption = Annotated[str | None, typer.Option(help="The folder of TRACE's tasks.")]
 ImportOption = Annotated[
     list[Path] | None,
     typer.Option("--import", metavar="FILE.py", help="Python file with tasks or strategies."),
@@ -79,13 +86,9 @@ def _root(
     )
 )
 def run(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A built-in recipe (cl-mofo list runs) or a YAML file.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A model folder, a hub name, or 'tiny' (embedded).")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="The folder of TRACE's tasks.")] = None,
+    recipe: RecipeArgument = None,
+    model: ModelOption = None,
+    data: DataOption = None,
     strategy: Annotated[
         str | None,
         typer.Option(
@@ -113,7 +116,7 @@ def run(
     A recipe of several runs goes on where it was stopped: a finished run is skipped.
     """
     from cl_mofo.recipes import read_request
-    from cl_mofo.resolve import resolve
+    from cl_mofo.resolve import resolve_request
 
     with _shown() as console:
         request = read_request(
@@ -132,7 +135,7 @@ def run(
                 )
             cl_mofo.run_sweep(request, out=out, observer=console)
         else:
-            checked = resolve(request.complete())
+            checked = resolve_request(request)
             cl_mofo.run(checked, out=out, observer=console, resume=resume, overwrite=overwrite)
 
 
@@ -156,6 +159,63 @@ def resume(
         cl_mofo.resume(
             folder, observer=console, assignments=assignments or (), imports=imports or ()
         )
+
+
+@app.command(
+    epilog=_examples(
+        "cl-mofo tune --grid mofo.update_fraction=0.05,0.1,0.15,0.2,0.4,0.8",
+        "cl-mofo tune table2 --data ./TRACE-5000 --share 0.1 --grid optimizer.lr=1e-5,2e-5,4e-5 "
+        "--grid mofo.update_fraction=0.05,0.1,0.2",
+        "cl-mofo run outputs/tune-table2/best.yaml",
+    )
+)
+def tune(
+    recipe: RecipeArgument = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUES",
+            help="A recipe key and the values to try; of several keys, all combinations.",
+        ),
+    ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Learn a random share of each task's training rows; 0.1 is a tenth."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="What is best: op, learned or loss.")] = "op",
+    model: ModelOption = None,
+    data: DataOption = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="The strategy; of a recipe of several runs, which of them to tune."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the runs and of best.yaml; default: outputs/tune-RECIPE."),
+    ] = None,
+    assignments: SetOption = None,
+    imports: ImportOption = None,
+) -> None:
+    """Choose hyperparameters on the validation split, the same grid for each strategy.
+
+    Prints what each value scored, and writes best.yaml, the recipe with the best values. The same
+    command goes on where it was stopped; also several times at once. --set holds for all runs; of
+    what it sets, best.yaml has model, data.path, optimizer, training and strategies' settings only.
+    """
+    from cl_mofo.grid import read_grid
+    from cl_mofo.recipes import read_request
+
+    with _shown() as console:
+        request = read_request(
+            recipe,
+            model=model,
+            data=data,
+            strategy=strategy,
+            assignments=assignments or (),
+            imports=imports or (),
+        )
+        grids = read_grid(grid or ())
+        cl_mofo.tune(request, grid=grids, by=by, share=share, out=out, observer=console)
 
 
 @contextmanager
@@ -208,6 +268,45 @@ def report(
         print("\n".join(notes(entries(found, paper=paper))), file=sys.stderr)
     if figures is not None:
         print(f"Drawn to {figures}: {', '.join(draw(found, figures))}", file=sys.stderr)
+
+
+@app.command(
+    epilog=_examples(
+        "cl-mofo compare outputs --baseline sequential",
+        "cl-mofo compare outputs --baseline 'mofo (mofo.update_fraction=0.1)' --format markdown",
+    )
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+    baseline: Annotated[
+        str,
+        typer.Option(help="The strategy that others are compared with, or a row's whole label."),
+    ],
+    form: Annotated[
+        str, typer.Option("--format", help="terminal, markdown, csv or latex.")
+    ] = "terminal",
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    resamples: Annotated[
+        int, typer.Option(help="Test sets drawn for intervals, and permutations for p values.")
+    ] = 10_000,
+) -> None:
+    """Print which differences from a baseline are more than noise of the test examples.
+
+    Seed by seed, on the same test examples: OP and BWT with bootstrap intervals, the differences
+    with intervals and p values of a paired permutation test, and their means over seeds.
+    """
+    from cl_mofo import report
+
+    if form not in report.FORMATS:
+        raise UserError(f"--format {form}: choose {', '.join(report.FORMATS)}")
+    found = report.load_runs(runs)
+    compared = report.compare(found, baseline, confidence=confidence, resamples=resamples)
+    if form == "terminal":
+        terminal().print(report.terminal_comparison(compared))
+    else:
+        print(report.render_comparison(compared, form), end="")
+    if form == "csv":
+        print("\n".join(compared.notes), file=sys.stderr)
 
 
 @app.command("check-data", epilog=_examples("cl-mofo check-data ./TRACE-5000 --model ./TinyLlama"))
@@ -296,7 +395,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if {"run", "resume"} & {*sys.argv}:
+    if {"run", "resume", "tune"} & {*sys.argv}:
         ending.prepare()
     try:
         code = app(standalone_mode=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cl_mofo.config import Recipe
     from cl_mofo.data.plan import TaskPlan
     from cl_mofo.loop import Loop
+    from cl_mofo.tuning import Tuned
 
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -172,6 +174,19 @@ class Console(Observer):
         except UserError as error:  # of a run that is not the sweep's, or none has begun
             self._say(f"no table: {error}")
         self._say(f"The runs are in {folder}; this table again: cl-mofo report {folder}")
+
+    def tuned(self, tuned: Tuned) -> None:
+        """Print what came out of a tuning, and how to go on."""
+        from cl_mofo.report.tuning import tuning_table
+
+        self.console.print(tuning_table(tuned))
+        if tuned.best is None:
+            self._say(
+                f"No recipe is written, as not every strategy has a best one ({tuned.folder})"
+            )
+        else:
+            told = f"The recipe with the best is {tuned.best}; to run it: cl-mofo run"
+            self._say(f"{told} {shlex.quote(str(tuned.best))}")
 
     def stop(self) -> None:
         """Leave the terminal as it should be, whatever happened."""

@@ -7,7 +7,8 @@
 
 Each row is laid over the recipe, and each combination of the varied values over that. Here:
 mofo-seed1-tasks.epochs=1, mofo-seed1-tasks.epochs=3, mofo-seed2-tasks.epochs=1, ... and the same of
-`sequential`, eight runs. Without rows there is one, the recipe itself.
+`sequential`, eight runs. Without rows there is one, the recipe itself. A varied setting of a
+strategy makes no more runs of a row that does not have it at work.
 """
 
 from __future__ import annotations
@@ -31,6 +32,25 @@ LONGEST_NAME = 120
 
 
 @dataclass(frozen=True)
+class Point:
+    """One run that a sweep describes.
+
+    Args:
+        name: the run's.
+        row: the number of its row, from 0.
+        part: its row, and over it its varied values.
+        varied: the values it has of the varied keys, without those that play no part in it.
+        recipe: the whole recipe.
+    """
+
+    name: str
+    row: int
+    part: Mapping[str, Any]
+    varied: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Sweep:
     """Partial recipes, and dotted recipe keys with their values."""
 
@@ -42,34 +62,50 @@ class Sweep:
         """Whether rows or varied values say which strategy runs."""
         return "strategy" in self.vary or any("strategy" in row for row in self.rows)
 
-    def over(self, base: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Return the runs over a recipe, in order: each one's recipe by its name.
+    def over(self, base: Mapping[str, Any]) -> list[Point]:
+        """Return the runs over a recipe, in order.
 
         A name is the strategy and the varied values; of runs that would share one, the second ends
         in -2, and so on. It is a folder's name, safe on every POSIX system.
         """
-        runs: dict[str, dict[str, Any]] = {}
+        found: list[Point] = []
         taken: set[str] = set()
-        for row, values in itertools.product(self.rows, itertools.product(*self.vary.values())):
-            varied = dict(zip(self.vary, values, strict=True))
-            recipe = merge(base, row)
+        for row, varied in self._combinations(base):
+            part, recipe = self.rows[row], merge(base, self.rows[row])
             for key, value in varied.items():
-                recipe = merge(recipe, nested(key, value))
+                part, recipe = merge(part, nested(key, value)), merge(recipe, nested(key, value))
             name = _name(strategy_of(recipe), varied)
             endings = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
             name += next(e for e in endings if (name + e).lower() not in taken)
             taken.add(name.lower())
-            runs[name] = recipe
-        return runs
+            found.append(Point(name, row, part, varied, recipe))
+        return found
+
+    def _combinations(self, base: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+        """Return the rows' numbers with varied values, each once."""
+        strategies = [strategy_of(merge(base, row)) for row in self.rows]
+        indices = [[(key, i) for i in range(len(self.vary[key]))] for key in self.vary]
+        combined: list[tuple[int, str, tuple[tuple[str, int], ...]]] = []
+        for row, chosen in itertools.product(range(len(self.rows)), itertools.product(*indices)):
+            named = [self.vary[key][i] for key, i in chosen if key == "strategy"]
+            combined.append((row, str(named[0]) if named else strategies[row], chosen))
+        # A key that no run has at work stays, so that it is told what is wrong with it.
+        used = {key for key in self.vary if any(at_work(key, names) for _, names, _ in combined)}
+        once = dict.fromkeys(
+            (row, tuple((k, i) for k, i in chosen if k not in used or at_work(k, names)))
+            for row, names, chosen in combined
+        )
+        return [(row, {key: self.vary[key][i] for key, i in chosen}) for row, chosen in once]
 
 
-def expand(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def expand(raw: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the runs of a recipe with the key `sweep`, in order: recipe without the key by name.
 
     Raises:
         UserError: naming everything that is wrong with the key.
     """
-    return read_sweep(raw.get(SWEEP)).over({k: v for k, v in raw.items() if k != SWEEP})
+    points = read_sweep(raw.get(SWEEP)).over({k: v for k, v in raw.items() if k != SWEEP})
+    return {point.name: point.recipe for point in points}
 
 
 def read_sweep(value: Any) -> Sweep:
@@ -90,6 +126,12 @@ def read_sweep(value: Any) -> Sweep:
 def strategy_of(recipe: Mapping[str, Any]) -> str:
     """Return the strategy that a raw recipe names, or the one it has by default."""
     return str(recipe.get("strategy", Recipe.model_fields["strategy"].default))
+
+
+def at_work(key: str, strategy: str) -> bool:
+    """Tell whether a dotted recipe key plays a part in a run of a strategy, such as "ewc+mofo"."""
+    root = key.partition(".")[0].strip()
+    return root in Recipe.model_fields or root in (name.strip() for name in strategy.split("+"))
 
 
 def _mistakes(value: Any) -> Iterator[str]:

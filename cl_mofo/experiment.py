@@ -34,7 +34,7 @@ from cl_mofo.manifest import manifest, now
 from cl_mofo.observer import Observer
 from cl_mofo.place import Place
 from cl_mofo.recipes import read_request, to_mapping
-from cl_mofo.resolve import resolve, strategies_of
+from cl_mofo.resolve import resolve, resolve_request, strategies_of
 from cl_mofo.stopping import Stop
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def resume(
     request = read_request(str(kept), assignments=assignments, imports=imports)
     if request.several:
         raise UserError(f"{kept}: is a recipe of several runs; the folder of one was expected")
-    return run(resolve(request.complete()), out=folder, observer=observer, resume=True)
+    return run(resolve_request(request), out=folder, observer=observer, resume=True)
 
 
 def _run(recipe: Recipe, place: Place, observer: Observer, ranks: Ranks) -> dict[str, Any]:

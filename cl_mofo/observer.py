@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cl_mofo.config import Recipe
     from cl_mofo.data.plan import TaskPlan
     from cl_mofo.loop import Loop
+    from cl_mofo.tuning import Tuned
 
 
 class Observer:
@@ -61,3 +62,6 @@ class Observer:
 
     def swept(self, folder: Path) -> None:
         """Hear that a sweep came to its end, and which folder holds its runs."""
+
+    def tuned(self, tuned: Tuned) -> None:
+        """Hear what came out of a tuning."""

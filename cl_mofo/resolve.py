@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from cl_mofo.config import PROTOCOLS, SWEEP, Recipe, Section
 from cl_mofo.discovery import Registry, registry
 from cl_mofo.errors import UserError, closest, hint, nearest
-from cl_mofo.recipes import import_paths
+from cl_mofo.expansion import at_work
+from cl_mofo.recipes import Request, import_paths
 from cl_mofo.strategy import Strategy, compose, parse_names
 from cl_mofo.untrusted import shortened
 
@@ -59,6 +60,45 @@ def resolve(raw: Mapping[str, Any]) -> Recipe:
         raise UserError("\n".join([*told[:SHOWN], *more]))
     strategies_of(recipe, known)
     return recipe
+
+
+def resolve_request(request: Request) -> Recipe:
+    """Check one recipe with what the command line lays over it.
+
+    Raises:
+        UserError: as `resolve` and `check_asked`.
+    """
+    recipe = resolve(request.complete())
+    check_asked(request.asked, [recipe])
+    return recipe
+
+
+def check_asked(asked: Mapping[str, Any], recipes: Iterable[Recipe]) -> None:
+    """Refuse settings of strategies that none of some runs has at work.
+
+    A recipe may hold any strategy's settings; who sets one on the command line expects an effect.
+
+    Args:
+        asked: what the command line sets.
+        recipes: the runs.
+
+    Raises:
+        UserError: naming the settings, and the strategies at work.
+    """
+    strategies = list(dict.fromkeys(recipe.strategy for recipe in recipes))
+    for name, values in asked.items():
+        used = name == SWEEP or any(at_work(name, strategy) for strategy in strategies)
+        if values and not used:
+            keys = ", ".join(f"{name}.{key}" for key in values)
+            raise UserError(idle(f"--set {keys}", name, strategies))
+
+
+def idle(told: str, name: str, strategies: Iterable[str]) -> str:
+    """Say that what sets a strategy's settings has no effect, as no run has it at work."""
+    return (
+        f"{told}: has no effect, as no run has the strategy {name} at work; asked for: "
+        f"{', '.join(strategies)}. Leave it away, or name {name} by --strategy"
+    )
 
 
 def strategies_of(recipe: Recipe, known: Registry) -> tuple[Strategy, ...]:

@@ -1,46 +1,25 @@
-"""Run the list of runs that one recipe describes, one after another; go on where it was stopped.
+"""Run the list of runs that one recipe describes, or tell which they are.
 
-The recipe's key `sweep` says which runs (expansion.py). Each has its own folder, named after it. A
-finished one is skipped, an unfinished one goes on from its last checkpoint, and what another
-process is running is left to it (claim.py), so that the same command goes on, also several times
-at once.
-
-Where a launcher started several processes, all make each run together; the first decides which.
+The recipe's key `sweep` says which runs (expansion.py); several.py runs them, each into a folder
+named after it.
 """
 
 from __future__ import annotations
 
-import functools
-import gc
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cl_mofo.claim import MOVE, State, claim, manifest_of, state
-from cl_mofo.config import SWEEP, DataConfig, Recipe
-from cl_mofo.data.plan import plan_tasks
-from cl_mofo.data.suites import load_suite
-from cl_mofo.discovery import registry
-from cl_mofo.errors import OutOfMemoryError, StoppedError, TrainingError, UserError
-from cl_mofo.expansion import Sweep, read_sweep, strategy_of
-from cl_mofo.folder import RECIPE, RunFolder
+from cl_mofo.config import SWEEP, Recipe
+from cl_mofo.errors import TrainingError, UserError
+from cl_mofo.expansion import Point, Sweep, read_sweep, strategy_of
 from cl_mofo.mappings import merge
 from cl_mofo.observer import Observer
 from cl_mofo.recipes import Request, read_request
-from cl_mofo.resolve import resolve
+from cl_mofo.resolve import check_asked, resolve
+from cl_mofo.several import data_of, forget_data, run_all, which
 from cl_mofo.strategy import parse_names
-
-if TYPE_CHECKING:
-    from cl_mofo.engine.ranks import Ranks
-
-SKIPPED = {
-    None: "another process is running it",
-    State.FINISHED: "already finished",
-    State.DIVERGED: "it diverged",
-}
 
 
 def run_sweep(
@@ -69,101 +48,32 @@ def run_sweep(
             training diverged ends the sweep.
         LostRankError: another process of the sweep ended or does not answer.
     """
-    if not isinstance(recipe, Request):
-        recipe = read_request(recipe if isinstance(recipe, Mapping) else str(recipe))
-    runs = plan_sweep(recipe)
-    root = Path("outputs", recipe.name or "sweep") if out is None else Path(out)
-    ranks = _meet(runs)
-    from cl_mofo.engine.ranks import watching
-
-    with watching():
-        return _execute(runs, root, ranks, observer if observer and ranks.first else Observer())
-
-
-def _execute(
-    runs: Mapping[str, Recipe], root: Path, ranks: Ranks, observer: Observer
-) -> list[dict[str, Any]]:
-    with ranks.together():
-        if ranks.first:
-            _check_folders(root, runs)
-    results: list[dict[str, Any]] = []
-    failed: list[str] = []
-    for number, (name, checked) in enumerate(runs.items(), 1):
-        folder = root / name
-        with _claimed(folder, checked, ranks) as (found, known):
-            observer.next_run(number, len(runs), checked, folder, SKIPPED.get(found))
-            if found is State.FINISHED:
-                results.append(known | {"folder": str(folder)})
-            elif found is State.DIVERGED:
-                failed.append(f"run {name}: {known['diverged']}")
-            elif found is State.OPEN:
-                begun = ranks.agree((folder / RECIPE).is_file())
-                try:
-                    results.append(_run(checked, folder, observer, resume=begun))
-                except (TrainingError, MemoryError, RuntimeError) as error:
-                    says_all = isinstance(error, TrainingError)
-                    shared = says_all and not isinstance(error, OutOfMemoryError)
-                    if ranks.count > 1 and not shared:  # then the ranks are not at one place
-                        raise
-                    where = "" if says_all else f" ({type(error).__name__}; more in its run.log)"
-                    failed.append(f"run {name}: {error}{where}")
-                    observer.failed(error)
-                except (StoppedError, KeyboardInterrupt) as error:
-                    again = f"The command that began this goes on with all {len(runs)} runs"
-                    raise type(error)(f"{error}\n{again}" if str(error) else again) from None
-                gc.collect()  # the model and its optimizer are in cycles; the next needs the room
-    observer.swept(root)
-    if failed:
-        told = f"{len(failed)} of {len(runs)} runs failed, which stopped no other:"
+    request = as_request(recipe)
+    runs = plan_sweep(request)
+    root = Path("outputs", request.name or "sweep") if out is None else Path(out)
+    heard = on_first_rank(observer)
+    swept = run_all(runs, root, heard)
+    heard.swept(root)
+    if swept.failed:
+        told = f"{len(swept.failed)} of {len(runs)} runs failed, which stopped no other:"
         again = f"One that diverged is not run again until its folder in {root} is deleted."
-        raise TrainingError("\n".join([told, *failed, again]))
-    return results
+        why = (f"run {name}: {reason}" for name, reason in swept.failed.items())
+        raise TrainingError("\n".join([told, *why, again]))
+    return list(swept.results.values())
 
 
-def _meet(runs: Mapping[str, Recipe]) -> Ranks:
-    """Let the processes meet that make the runs together, for all runs at once.
+def as_request(recipe: Request | Mapping[str, Any] | str | Path) -> Request:
+    """Return a recipe in any of the forms `run_sweep` takes as a recipe with options."""
+    if isinstance(recipe, Request):
+        return recipe
+    return read_request(recipe if isinstance(recipe, Mapping) else str(recipe))
 
-    Raises:
-        UserError: there are several, and a run's engine is for one.
-    """
+
+def on_first_rank(observer: Observer | None) -> Observer:
+    """Return an observer on the first of a launcher's processes; the others tell nothing."""
     from cl_mofo.engine.ranks import launched
-    from cl_mofo.experiment import meet
 
-    ranks = launched()
-    if ranks.count == 1:
-        return ranks
-    alone = [name for name, recipe in runs.items() if recipe.engine.kind == "torch"]
-    engines = [runs[name].engine for name in alone or runs]
-    try:
-        return meet(
-            max(engines, key=lambda engine: engine.timeout_minutes),
-            on_cpu=all(recipe.model.device == "cpu" for recipe in runs.values()),
-        )
-    except UserError as error:
-        raise UserError(f"{_which(alone, len(runs))}: {error}" if alone else str(error)) from error
-
-
-@contextmanager
-def _claimed(
-    folder: Path, recipe: Recipe, ranks: Ranks
-) -> Iterator[tuple[State | None, dict[str, Any]]]:
-    """Claim a run on the first rank; give all ranks its state and what is known of a done one.
-
-    The state is None if another process is running it.
-    """
-    with ExitStack() as stack:
-        found: State | None = None
-        known: Mapping[str, Any] = {}
-        with ranks.together():
-            if ranks.first:
-                free = stack.enter_context(claim(folder)) and not RunFolder.in_use(folder)
-                found = state(folder, recipe) if free else None
-                if found is State.FINISHED:
-                    known = json.loads((folder / "results.json").read_text("utf-8"))
-                elif found is State.DIVERGED:
-                    known = manifest_of(folder)
-        name, known = ranks.agree([found and found.name, dict(known)])
-        yield None if name is None else State[name], dict(known)
+    return observer if observer is not None and launched().first else Observer()
 
 
 def plan_sweep(request: Request) -> dict[str, Recipe]:
@@ -175,7 +85,51 @@ def plan_sweep(request: Request) -> dict[str, Recipe]:
     Raises:
         UserError: naming everything that is wrong, and in which runs.
     """
-    sweep = read_sweep(merge(request.given, request.asked).get(SWEEP))
+    described = describe(request)
+    forget_data()
+    recipes: dict[str, Recipe] = {}
+    problems: dict[str, list[str]] = {}
+    for name, run in ((point.name, point.recipe) for point in described.points):
+        try:
+            recipe = resolve(replace(request, given=run, asked=described.over).complete())
+            data_of(recipe)
+        except UserError as error:
+            problems.setdefault(str(error), []).append(name)
+            continue
+        if twin := next((n for n, other in recipes.items() if other == recipe), None):
+            problems.setdefault(f"the run is the same as {twin}", []).append(name)
+        recipes[name] = recipe
+    if problems:
+        raise UserError(
+            "\n".join(f"{which(n, len(described.points))}: {p}" for p, n in problems.items())
+        )
+    check_asked(request.asked, recipes.values())
+    return recipes
+
+
+@dataclass(frozen=True)
+class Described:
+    """The runs that a request asks for, not yet checked.
+
+    Args:
+        base: what all have in common.
+        points: the runs.
+        over: what the command line lays over each.
+    """
+
+    base: Mapping[str, Any]
+    points: Sequence[Point]
+    over: Mapping[str, Any]
+
+
+def describe(request: Request) -> Described:
+    """Tell which runs are asked for; a single run is a list of one.
+
+    Raises:
+        UserError: what is wrong with the key `sweep`, or no run has the strategy that is named.
+    """
+    whole = merge(request.given, request.asked)
+    sweep = read_sweep(whole[SWEEP]) if SWEEP in whole else Sweep([{}], {})
     given, asked = (
         {key: value for key, value in keys.items() if key != SWEEP}
         for keys in (request.given, request.asked)
@@ -184,42 +138,10 @@ def plan_sweep(request: Request) -> dict[str, Recipe]:
     if wanted is not None and not sweep.names_strategies:
         given["strategy"], wanted = wanted, None
     vary = {key: _asked_value(asked, key, values) for key, values in sweep.vary.items()}
-    raw = Sweep(sweep.rows, vary).over(given)
+    points = Sweep(sweep.rows, vary).over(given)
     if wanted is not None:
-        raw = _selected(raw, str(wanted))
-    _hashes.cache_clear()
-    recipes: dict[str, Recipe] = {}
-    problems: dict[str, list[str]] = {}
-    for name, run in raw.items():
-        try:
-            recipe = resolve(replace(request, given=run, asked=asked).complete())
-            _data_of(recipe)
-        except UserError as error:
-            problems.setdefault(str(error), []).append(name)
-            continue
-        if twin := next((n for n, other in recipes.items() if other == recipe), None):
-            problems.setdefault(f"the run is the same as {twin}", []).append(name)
-        recipes[name] = recipe
-    if problems:
-        raise UserError("\n".join(f"{_which(n, len(raw))}: {p}" for p, n in problems.items()))
-    return recipes
-
-
-def _data_of(recipe: Recipe) -> Mapping[str, str]:
-    """Return the hashes of a recipe's data, which are read and checked once."""
-    tasks = tuple(plan.task.name for plan in plan_tasks(recipe, registry(recipe.imports)))
-    return _hashes(recipe.data, tasks)
-
-
-@functools.lru_cache(maxsize=64)
-def _hashes(data: DataConfig, tasks: tuple[str, ...]) -> Mapping[str, str]:
-    return load_suite(data, tasks).hashes
-
-
-def _which(names: Sequence[str], total: int) -> str:
-    if len(names) == total > 1:
-        return f"every run of the {total}"
-    return f"run{'s' * (len(names) > 1)} {', '.join(names)}"
+        points = _selected(points, str(wanted))
+    return Described(given, points, asked)
 
 
 def _asked_value(asked: Mapping[str, Any], key: str, values: Sequence[Any]) -> Sequence[Any]:
@@ -232,45 +154,10 @@ def _asked_value(asked: Mapping[str, Any], key: str, values: Sequence[Any]) -> S
     return [node]
 
 
-def _selected(runs: Mapping[str, dict[str, Any]], wanted: str) -> dict[str, dict[str, Any]]:
+def _selected(points: Sequence[Point], wanted: str) -> list[Point]:
     names = {*parse_names(wanted)}
-    found = {n: run for n, run in runs.items() if {*parse_names(strategy_of(run))} == names}
+    found = [p for p in points if {*parse_names(strategy_of(p.recipe))} == names]
     if not found:
-        there = dict.fromkeys(map(strategy_of, runs.values()))
+        there = dict.fromkeys(strategy_of(point.recipe) for point in points)
         raise UserError(f"--strategy {wanted}: no run of the sweep; there are: {', '.join(there)}")
     return found
-
-
-def _check_folders(root: Path, runs: Mapping[str, Recipe]) -> None:
-    """Refuse what cannot be run into, for all runs at once; what another process runs is its own.
-
-    Raises:
-        UserError: naming each folder that holds something else than its run.
-    """
-    if any((root / name).is_file() for name in ("recipe.yaml", "results.json")):
-        raise UserError(f"{root}: is the folder of one run, and these are several. {MOVE}")
-    if not root.is_dir():
-        RunFolder.check(root)
-    problems = []
-    for name, recipe in runs.items():
-        try:
-            state(root / name, recipe)
-            data = manifest_of(root / name).get("data")
-            if data is not None and data != _data_of(recipe):
-                raise UserError(f"{root / name}: holds a run on other data than these. {MOVE}")
-        except UserError as error:
-            # Between two files of a live run its folder may look like anything.
-            with claim(root / name) as free:
-                if free and not RunFolder.in_use(root / name):
-                    problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def _run(recipe: Recipe, folder: Path, observer: Observer, *, resume: bool) -> dict[str, Any]:
-    from cl_mofo.experiment import run
-
-    try:
-        return run(recipe, out=folder, observer=observer, resume=resume)
-    except UserError as error:
-        raise UserError(f"run {folder.name}: {error}") from error

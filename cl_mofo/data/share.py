@@ -1,4 +1,4 @@
-"""A share of a task's training rows, drawn at random: a proxy on which to choose hyperparameters."""
+"""A random share of training rows: a small proxy on which hyperparameters can be chosen."""
 
 from __future__ import annotations
 
