@@ -378,7 +378,9 @@ def _stop(message: str, code: int, *, alike: bool = False) -> NoReturn:
 def _fault() -> NoReturn:
     def say(name: str) -> None:
         print(printable(traceback.format_exc()), end="", file=sys.stderr)
-        told = "a fault in cl-mofo, not in what you gave; the traceback above says where"
+        own = any(word.startswith("--import") for word in sys.argv)
+        whose = "cl-mofo or in what you import" if own else "cl-mofo, not in what you gave"
+        told = f"a fault in {whose}; the traceback above says where"
         print(f"cl-mofo: {name}{told}", file=sys.stderr)
 
     ending.end(say, 1, named=True)

@@ -144,6 +144,7 @@ def test_a_fault_is_exit_code_1_with_its_traceback(tmp_path):
     done = cl_mofo("run", *SMALL, "--import", "bug.py", "--strategy", "bug", cwd=tmp_path)
     assert done.returncode == 1
     assert "ZeroDivisionError: mine" in done.stderr
+    assert "a fault in cl-mofo or in what you import" in done.stderr
 
 
 def test_divergence_is_exit_code_1_without_a_traceback(tmp_path):

@@ -395,8 +395,8 @@ def test_an_exception_on_one_rank_ends_all(tmp_path):
     assert first == ""
     assert "ZeroDivisionError: mine" in second
     assert second.endswith(
-        "\ncl-mofo: rank 1: a fault in cl-mofo, not in what you gave; the "
-        "traceback above says where\n"
+        "\ncl-mofo: rank 1: a fault in cl-mofo or in what you import; the traceback above says "
+        "where\n"
     )
     usable(tmp_path / "run", "LostRankError: another process")
 

@@ -30,16 +30,16 @@ def matrix_table(results: RunResults) -> RenderableType:
         labels.append(label)
         short_labels.append(str(t))
         body.append([*cells, *(Text(number(figure), style="bold") for figure in figures)])
-    title = matrix_title(results)
     wide = [[Text(label), *row] for label, row in zip(labels, body, strict=True)]
     narrow = [[Text(label), *row] for label, row in zip(short_labels, body, strict=True)]
     columns = [*results.tasks, "OP", "BWT"]
     notes = " ".join([MATRIX_CONVENTION, _metrics(results) if results.finished else ""]).strip()
     table = Fitting(
-        [grid(["after learning", *columns], wide, title=title)],
-        [grid(["t", *columns], narrow, title=title, gap=1)],
+        [grid(["after learning", *columns], wide)],
+        [grid(["t", *columns], narrow, gap=1)],
     )
-    return Group(table, Text(notes, style="dim"))
+    # As a table's own title it would be broken at the table's width.
+    return Group(Text(matrix_title(results), style="italic"), table, Text(notes, style="dim"))
 
 
 def matrix_markdown(results: RunResults) -> str:
