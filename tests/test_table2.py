@@ -1,0 +1,137 @@
+"""What makes docs/results/table2-smollm2.md, on the embedded model."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import cl_mofo
+from benchmarks.table2 import page
+from benchmarks.table2.prose import prose
+from cl_mofo.mappings import merge
+from cl_mofo.recipes import read_recipe
+from cl_mofo.report import load_runs
+from tests.small_run import SMALL, data_of
+
+ROOT = Path(__file__).parent.parent
+TEXT = "The bridge was closed in March. Nobody had asked why, and 12 boats lay below it.\n" * 9
+
+
+def test_the_prose_has_neither_numbers_nor_brackets():
+    source = '''
+bible = Bible(
+    """
+9. Before it. 1. The former treatise have I made, O Theophilus, ( as said,) 2.( of [all] that was.)
+3. And [he] went.
+
+1. Paul, a servant of Jesus Christ, called
+""",
+    "KJV")
+'''
+    assert prose(source) == (
+        "The former treatise have I made, O Theophilus, (as said,) (of all that was.)\n"
+        "And he went.\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The page over small runs, and their folder."""
+    out = tmp_path_factory.mktemp("table2")
+    (out / "prose.txt").write_text(TEXT, "utf-8")
+    small = merge(SMALL, {"save_model": False, "evaluation": {"initial": False, "tasks": "ends"}})
+    rows = [{"strategy": "sequential"}, {"strategy": "mofo"}]
+    table = {"rows": rows, "vary": {"seed": [1, 2]}}
+    with_prose = merge(small, {"data": {"prose": str(out / "prose.txt")}})
+    cl_mofo.run_sweep(with_prose | {"sweep": table}, out=out / "table")
+    rates = {"vary": {"optimizer.lr": [1e-4, 1e-3]}}
+    cl_mofo.run_sweep(small | {"sweep": rates}, out=out / "rates")
+    page.main(out, out / "docs")
+    return (out / "docs" / page.PAGE).read_text("utf-8"), load_runs([out / "table"]), out
+
+
+def test_the_page_has_the_runs_figures_beside_the_papers(made):
+    text, runs, out = made
+    row = next(line for line in text.splitlines() if line.startswith("| mofo | 2 ")).split(" | ")
+    ops = [run.op[-1] for run in runs if run.strategy == "mofo"]
+    assert row[2] == f"{sum(ops) / 2:.1f} ± {abs(ops[0] - ops[1]) / math.sqrt(2):.1f}"
+    assert row[5:7] == ["41.3", "-5.4"]
+    assert (out / "docs" / page.PICTURE).read_bytes()[:4] == b"\x89PNG"
+    assert f"]({page.PICTURE})" in text
+    sha = json.loads((out / "table/mofo-seed1/manifest.json").read_text())["data"]["prose"]
+    assert sha in text
+    assert "1e-04" in text or "0.0001" in text
+
+
+@pytest.mark.parametrize(
+    ("apart", "said"),
+    [
+        ([], "not measured"),
+        ([1.0], "yes (one seed)"),
+        ([-1.0], "no (one seed)"),
+        ([1.0, 2.0], "in the mean"),
+        ([1.0, 2.0, 0.5], "yes"),
+        ([1.0, 2.0, -0.5], "in the mean"),
+        ([1.0, -2.0, 0.5], "no"),
+        ([0.0, 0.0, 0.0], "no"),
+    ],
+)
+def test_the_verdicts_follow_their_rule(apart, said):
+    assert page.verdict(apart, 2.9) == said
+    assert page.verdict([-value for value in apart], -2.9) == said
+
+
+def test_the_paper_says_what_the_claims_say():
+    figures = page.paper()
+    for _, better, worse in page.CLAIMS:
+        assert figures[better].op > figures[worse].op
+
+
+def test_the_two_recipes_have_the_same_rows():
+    for_gpu, for_cpu = (read_recipe(f"table2-smollm2{end}")["sweep"] for end in ("", "-cpu"))
+    assert [r["strategy"] for r in for_gpu["rows"]] == [r["strategy"] for r in for_cpu["rows"]]
+    assert for_gpu["vary"] == for_cpu["vary"] == {"seed": [1, 2, 3]}
+    nine = [row["strategy"] for row in read_recipe("table2")["sweep"]["rows"]]
+    assert [r["strategy"] for r in for_gpu["rows"]] == [*nine, "lora", "lora+mofo"]
+
+
+def test_the_gpus_script_runs_and_goes_on(tmp_path):
+    data, pack = tmp_path / "data", tmp_path / "pack"
+    data.mkdir()
+    (pack / "0").mkdir(parents=True)
+    with tarfile.open(pack / "0/data.tar.gz", "w:gz") as archive:
+        archive.add(data_of(data), ".")
+    (pack / "0/prose.txt").write_text(TEXT, "utf-8")
+    recipe = merge(SMALL, {"save_model": False, "evaluation": {"initial": False}})
+    recipe["data"] = {"suite": "trace", "path": "$TRACE_DIR", "prose": "$PROSE", "train_limit": 4}
+    del recipe["model"]
+    (tmp_path / "small.yaml").write_text(
+        json.dumps(recipe | {"sweep": {"vary": {"seed": [1, 2]}}}), "utf-8"
+    )
+    paths = {"PACK": pack, "RESULTS": tmp_path / "results", "RECIPE": tmp_path / "small.yaml"}
+    environment = os.environ | {name: str(path) for name, path in paths.items()}
+    environment |= {"MODEL": "tiny", "PYTHON": sys.executable, "WHEELS": str(tmp_path / "none")}
+
+    def told(*options):
+        done = subprocess.run(
+            ["bash", str(ROOT / "benchmarks/gpu/table2.sh"), "run", *options],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        with tarfile.open(tmp_path / "results/table2.tar.gz") as archive:
+            return done.stdout, sorted(n for n in archive.getnames() if n.endswith("results.json"))
+
+    assert told("--set", "seed=1")[1] == ["out/mofo-seed1/results.json"]
+    (tmp_path / "results/table2.tar.gz").rename(pack / "0/table2.tar.gz")
+    subprocess.run(["rm", "-r", str(pack / "work")], check=True)
+    said, there = told()
+    assert there == ["out/mofo-seed1/results.json", "out/mofo-seed2/results.json"]
+    assert "run 1 of 2: mofo, seed 1: skipped, already finished" in said
