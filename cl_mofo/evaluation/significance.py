@@ -75,7 +75,8 @@ def minus(one: Addends, other: Addends) -> Addends:
 
 def figures(of: Addends) -> NDArray[np.float64]:
     """Return OP and BWT [2], or the differences in them."""
-    return np.sum([task.mean(axis=0) for task in of], axis=0)
+    means: NDArray[np.float64] = np.sum([task.mean(axis=0) for task in of], axis=0)
+    return means
 
 
 def bootstrap(of: Sequence[Addends], resamples: int, seed: int) -> NDArray[np.float64]:

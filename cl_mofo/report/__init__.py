@@ -5,6 +5,7 @@
     heat_map(runs[0], "figures/matrix.png")   # one run's R matrix
     curves(runs, "figures/curves.png")        # OP and BWT as tasks are learned
     closeness(runs, "figures/closeness.png")  # BWT against the distance from the initial model
+    print(render_comparison(compare(runs, "sequential")))   # what differs by more than noise
 
 pandas and matplotlib load when a function that needs them is called, not on import.
 """
@@ -12,6 +13,8 @@ pandas and matplotlib load when a function that needs them is called, not on imp
 from __future__ import annotations
 
 from cl_mofo.report.closeness import closeness
+from cl_mofo.report.comparison import Comparison, compare
+from cl_mofo.report.comparison_table import render_comparison, terminal_comparison
 from cl_mofo.report.draw import draw
 from cl_mofo.report.figures import curves, heat_map
 from cl_mofo.report.frame import summarise
@@ -24,8 +27,10 @@ from cl_mofo.report.table import FORMATS, comparison_table, render
 __all__ = [
     "CONVENTION",
     "FORMATS",
+    "Comparison",
     "RunResults",
     "closeness",
+    "compare",
     "comparison_table",
     "curves",
     "draw",
@@ -38,5 +43,7 @@ __all__ = [
     "notes",
     "parse_results",
     "render",
+    "render_comparison",
     "summarise",
+    "terminal_comparison",
 ]

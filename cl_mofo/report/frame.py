@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cl_mofo.report.results import RunResults
 from cl_mofo.report.summary import Entry, entries
+from cl_mofo.report.text import inert
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,14 +47,10 @@ def csv(runs: Iterable[RunResults], *, paper: bool = False) -> str:
 
     A text that a spreadsheet would compute has a "'" in front.
     """
-    frame = summarise(runs, paper=paper).rename(columns=_inert)
+    frame = summarise(runs, paper=paper).rename(columns=inert)
     texts = frame.select_dtypes(exclude=["number", "bool"]).columns
-    frame[texts] = frame[texts].map(_inert)
+    frame[texts] = frame[texts].map(inert)
     return frame.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-
-
-def _inert(text: str) -> str:
-    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@＝＋－＠") else text
 
 
 def _record(entry: Entry, paper: bool) -> dict[str, Any]:

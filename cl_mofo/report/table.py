@@ -22,7 +22,7 @@ _LATEX_CONVENTION = (
     r"$(R_{t,i} - R_{i,i})$, divisor $t-1$, signed; learned = mean over $i$ of $R_{i,i}$; "
     r"all in percent; mean $\pm$ sample standard deviation ($n-1$) over seeds"
 )
-_LATEX = r"""% needs \usepackage{{adjustbox,booktabs}}
+LATEX = r"""% needs \usepackage{{adjustbox,booktabs}}
 \begin{{table}}
 \centering
 \begin{{adjustbox}}{{max width=\textwidth}}
@@ -82,7 +82,7 @@ def markdown(table: Sequence[Entry], *, paper: bool = False) -> str:
     """Return entries as Markdown: one table per setting, the notes below."""
     blocks = []
     for setting, rows in _by_setting(table):
-        if title := _title(setting):
+        if title := setting_title(setting):
             blocks.append(f"**{escape_markdown(title)}**")
         blocks.append(markdown_table(*_grid(setting, rows, paper, " ".join, _in_line)))
     blocks += [f"{note}." for note in notes(table)]
@@ -102,9 +102,9 @@ def _latex_table(setting: Setting, rows: Sequence[Entry], paper: bool) -> str:
     lines = [" & ".join(map(escape_latex, head))]
     lines += [" & ".join([*map(escape_latex, row[:2]), *row[2:]]) for row in body]
     said = [_LATEX_CONVENTION if note == CONVENTION else escape_latex(note) for note in notes(rows)]
-    if title := _title(setting):
+    if title := setting_title(setting):
         said.insert(0, escape_latex(title))
-    return _LATEX.format(
+    return LATEX.format(
         columns="l" + "r" * (len(head) - 1),
         head=lines[0] + r" \\",
         body="\n".join(line + r" \\" for line in lines[1:]),
@@ -122,7 +122,7 @@ def terminal(table: Sequence[Entry], *, paper: bool = False) -> RenderableType:
         head, body = _grid(setting, rows, paper, "\n".join, _in_two_lines)
         cells = [[Text(cell) for cell in row] for row in body]
         split = len(head) - len(setting.tasks)
-        title = _title(setting)
+        title = setting_title(setting)
         parts.append(
             Fitting(
                 [grid(head, cells, title=title)],
@@ -143,7 +143,8 @@ def _by_setting(table: Iterable[Entry]) -> Iterator[tuple[Setting, list[Entry]]]
         yield setting, list(rows)
 
 
-def _title(setting: Setting) -> str:
+def setting_title(setting: Setting) -> str:
+    """Return what stands above a setting's table; empty where nothing is known."""
     return " · ".join(part for part in (setting.suite, setting.model) if part)
 
 
@@ -163,11 +164,16 @@ def _grid(
         if paper:
             figures += [Stat(entry.paper and entry.paper.op), Stat(entry.paper and entry.paper.bwt)]
         count = str(len(entry.runs)) if entry.runs else ABSENT
-        body.append([join(_label(entry)), count, *map(show, (*figures, *entry.final))])
+        body.append([join(_label_parts(entry)), count, *map(show, (*figures, *entry.final))])
     return [*head, *setting.tasks], body
 
 
-def _label(entry: Entry) -> list[str]:
+def row_label(entry: Entry) -> str:
+    """Return what stands at the beginning of an entry's row, on one line."""
+    return " ".join(_label_parts(entry))
+
+
+def _label_parts(entry: Entry) -> list[str]:
     label = [entry.strategy]
     if entry.variant:
         label.append(f"({entry.variant})")

@@ -52,6 +52,11 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
+def inert(text: str) -> str:
+    """Return text for a cell of CSV: what a spreadsheet would compute has a "'" in front."""
+    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@＝＋－＠") else text
+
+
 def break_name(name: str, width: int = 7) -> str:
     """Break a task's name into lines that keep a column narrow: `MeetingBank` at its capital.
 
