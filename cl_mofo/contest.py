@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from cl_mofo.grid import Plan
+from cl_mofo.grid import Contestant, Plan, leaves
 from cl_mofo.several import Swept
+from cl_mofo.untrusted import shortened
 
 MEASURES = {"op": 1, "learned": 1, "loss": -1}
 """What a choice can go by, and whether more (1) or less (-1) is better."""
@@ -29,7 +30,7 @@ class Candidate:
             its seeds. None where unmeasured, and while it is not finished.
         error: at most how large OP's standard error is, in points, as the validation examples are
             drawn at random; None while it is not finished.
-        state: "finished", "diverged", or why it is not done.
+        state: "finished", "diverged", "failed", or "running", by another process.
     """
 
     values: Mapping[str, Any]
@@ -87,9 +88,15 @@ def _names(plan: Plan) -> list[str]:
     """Name each contestant by its strategy, and by its row where several have the same."""
     strategies = [contestant.strategy for contestant in plan.contestants]
     return [
-        strategy if strategies.count(strategy) == 1 else f"{strategy} (row {row})"
-        for row, strategy in enumerate(strategies, 1)
+        each.strategy
+        + (f" ({own})" if strategies.count(each.strategy) > 1 and (own := _own(each)) else "")
+        for each in plan.contestants
     ]
+
+
+def _own(contestant: Contestant) -> str:
+    keys = leaves(contestant.part).items()
+    return ", ".join(f"{key}={shortened(value)}" for key, value in keys if key != "strategy")
 
 
 def _candidate(values: Mapping[str, Any], names: Sequence[str], swept: Swept) -> Candidate:
@@ -99,7 +106,7 @@ def _candidate(values: Mapping[str, Any], names: Sequence[str], swept: Swept) ->
     if not swept.failed.keys().isdisjoint(names):
         return Candidate(values, nothing, None, "failed")
     if not all(name in swept.results for name in names):
-        return Candidate(values, nothing, None, "another process is running it")
+        return Candidate(values, nothing, None, "running")
     results = [swept.results[name] for name in names]
     known = [_figures(each) for each in results]
     means = {key: _mean([figures[key] for figures in known]) for key in FIGURES}

@@ -38,7 +38,7 @@ class Contestant:
     Args:
         part: what its row lays over the recipe, without the grid's keys and the seed.
         strategy: its strategy.
-        seeds: those that its rows set.
+        seeds: those that its rows set; None for a row that sets none.
     """
 
     part: Mapping[str, Any]
@@ -139,12 +139,12 @@ def chosen_recipe(plan: Plan, chosen: Sequence[Mapping[str, Any]]) -> dict[str, 
     rows: list[dict[str, Any]] = []
     for contestant, values in zip(plan.contestants, chosen, strict=True):
         part = {"strategy": contestant.strategy, **contestant.part}
-        for key in _leaves(kept):
+        for key in leaves(kept):
             part = _without(part, key)
         for key, value in values.items():
             part = merge(part, nested(key, value))
-        seeds = () if plan.vary else contestant.seeds
-        rows += [merge(part, {"seed": seed}) for seed in seeds] or [part]
+        for seed in [None] if plan.vary else contestant.seeds:
+            rows.append(part if seed is None else {**part, "seed": seed})
     complete = replace(plan.request, given=base, asked={}).complete()
     base = merge({"model": {"path": complete["model"]["path"]}}, base)
     if plan.request.imports:
@@ -156,7 +156,7 @@ def chosen_recipe(plan: Plan, chosen: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 def trial_only(plan: Plan) -> dict[str, Any]:
     """Return what was set for the tuning alone, and is not in `chosen_recipe`: dotted keys."""
-    said = {**_leaves(plan.given.over), **_leaves({"data": section(plan.request.asked, "data")})}
+    said = {**leaves(plan.given.over), **leaves({"data": section(plan.request.asked, "data")})}
     return {key: value for key, value in said.items() if not _lasts(key)}
 
 
@@ -177,7 +177,7 @@ def _mistakes(grid: Grid, given: Described, request: Request) -> Iterator[str]:
             )
         elif parts[0] in known.strategies and not any(at_work(key, s) for s in strategies):
             yield idle(told, parts[0], strategies)
-        if key in _leaves(given.over):
+        if key in leaves(given.over):
             yield f"{told}: --set sets it too. Leave one of them away"
         if other := next((k for k in grid if k.startswith(f"{key}.")), None):
             yield f"{told}: holds {other}, which is in the grid too"
@@ -201,10 +201,9 @@ def _contestants(given: Described, grid: Grid) -> list[Contestant]:
         whole, part = merge(point.recipe, given.over), point.part
         for key in moot:
             whole, part = _without(whole, key), _without(part, key)
-        own = "seed" in point.part and "seed" not in point.varied
-        seeds = (point.part["seed"],) if own else ()
+        own = None if "seed" in point.varied else point.part.get("seed")
         known = found.setdefault(_text(whole), Contestant(part, strategy, ()))
-        seeds = tuple(dict.fromkeys(known.seeds + seeds))
+        seeds = tuple(dict.fromkeys((*known.seeds, own)))
         found[_text(whole)] = replace(known, seeds=seeds)
     return list(found.values())
 
@@ -215,7 +214,7 @@ def _text(value: Any) -> str:
 
 def _lasting(over: Mapping[str, Any]) -> dict[str, Any]:
     lasting: dict[str, Any] = {}
-    for key, value in _leaves(over).items():
+    for key, value in leaves(over).items():
         if _lasts(key):
             lasting = merge(lasting, nested(key, value))
     return lasting
@@ -226,12 +225,12 @@ def _lasts(key: str) -> bool:
     return root not in Recipe.model_fields or root in LASTING or key in LASTING
 
 
-def _leaves(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the keys of a recipe's sections, dotted, with their values."""
     found: dict[str, Any] = {}
     for key, value in keys.items():
         if isinstance(value, Mapping) and value:
-            found |= _leaves(value, f"{prefix}{key}.")
+            found |= leaves(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found

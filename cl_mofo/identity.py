@@ -94,6 +94,10 @@ def compare(then: Any, now: Mapping[str, Any]) -> list[str]:
         UserError: it would be another run; names everything that differs.
     """
     theirs = {part: then.get(part) if isinstance(then, Mapping) else None for part in now}
+    if isinstance(theirs["recipe"], Mapping):  # keys that came later had no effect before
+        defaults = dict(dotted(Recipe().model_dump(mode="json", exclude={"strategies"})))
+        later = {key: defaults[key] for key in now["recipe"] if key in defaults}
+        theirs["recipe"] = {**later, **theirs["recipe"]}
     problems, remarks = [], []
     for part, what in (("data", "data file"), ("code", "imported file")):
         problems += [f"the {what} {name} {how}" for name, how in _changes(theirs[part], now[part])]

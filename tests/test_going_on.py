@@ -16,8 +16,9 @@ import cl_mofo
 from cl_mofo.errors import UserError
 from cl_mofo.evaluation.answers import Answer
 from cl_mofo.evaluation.journal import Journal
-from cl_mofo.identity import compare
+from cl_mofo.identity import compare, identity
 from cl_mofo.mappings import merge
+from cl_mofo.resolve import resolve
 from cl_mofo.sequence import TaskSequence
 from tests.small_run import STOP, At, StoppedHereError, goes_on, good, names, stop
 from tests.soak import differences
@@ -188,6 +189,15 @@ def test_the_size_of_a_batch_is_free_unless_it_says_what_is_computed(key, other,
     assert remark.startswith(f"{key} was 4 and is 8")
     with pytest.raises(UserError, match=f"recipe key {key} was 4 and is 8"):
         compare(made_of(not_free, 4), made_of(not_free, 8))
+
+
+def test_a_key_that_came_later_had_its_default_before():
+    now = identity(resolve({}), {}, {"sha256": ""})
+    then = {**now, "recipe": {k: v for k, v in now["recipe"].items() if k != "data.share_seed"}}
+    assert now["recipe"]["data.share_seed"] == 0
+    assert compare(then, now) == []
+    with pytest.raises(UserError, match=r"recipe key data\.share_seed was 0 and is 1"):
+        compare(then, {**now, "recipe": {**now["recipe"], "data.share_seed": 1}})
 
 
 def test_a_changed_recipe_file_is_refused(stopped):

@@ -16,7 +16,7 @@ from cl_mofo.report.text import ABSENT, number
 from cl_mofo.untrusted import shortened
 
 if TYPE_CHECKING:
-    from cl_mofo.contest import Candidate, Contest
+    from cl_mofo.contest import Candidate
     from cl_mofo.tuning import Tuned
 
 HEAD = ("OP", "BWT", "learned", "D", "loss", "")
@@ -48,7 +48,7 @@ def notes(tuned: Tuned) -> list[str]:
     if tuned.alone:
         keys = ", ".join(f"{key}={_value(value)}" for key, value in tuned.alone.items())
         said.append(f"For the tuning alone, and not in the recipe with the best: {keys}")
-    said += [note for contest in tuned.contests for note in _doubts(contest, tuned)]
+    said += [*_undone(tuned), *_ends(tuned), *_ties(tuned)]
     said.append(
         f"{OP_CONVENTION}; {BWT_CONVENTION}; learned = mean over i of R[i,i]; D = distance to the "
         f"initial weights; loss in nats per answer token, mean over tasks at the end"
@@ -73,31 +73,41 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else shortened(value, 24)
 
 
-def _doubts(contest: Contest, tuned: Tuned) -> Iterator[str]:
-    """Say where the grid ends too early, and which candidates are as good as the best."""
-    if not contest.done:
-        count = sum(c.state not in ("finished", "diverged") for c in contest.candidates)
-        yield f"{contest.name}: {count} of {len(contest.candidates)} are not done yet"
-    if contest.best is None:
-        return
-    best = contest.candidates[contest.best]
-    for key in (key for key in tuned.grid if key in best.values):
-        values = tuned.grid[key]
-        end = _end(best.values[key], values)
-        if end:
-            yield (
-                f"{contest.name}: the best {key}, {_value(best.values[key])}, is where the grid "
-                f"ends: try {end} values too"
-            )
-    if tuned.by == "op" and best.error is not None:
-        near = [c for c in contest.candidates if c is not best and _near(best, c)]
-        if near:
+def _undone(tuned: Tuned) -> Iterator[str]:
+    for contest in tuned.contests:
+        if not contest.done:
+            count = sum(c.state not in ("finished", "diverged") for c in contest.candidates)
+            yield f"{contest.name}: {count} of {len(contest.candidates)} are not done"
+
+
+def _ends(tuned: Tuned) -> Iterator[str]:
+    """Say where the best value is the grid's first or last, so that one beyond may be better."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for contest in tuned.contests:
+        best = {} if contest.best is None else contest.candidates[contest.best].values
+        for key, value in best.items():
+            if end := _end(value, tuned.grid[key]):
+                found.setdefault((key, _value(value), end), []).append(contest.name)
+    for (key, value, end), names in found.items():
+        yield (
+            f"The grid ends at the best {key} of {', '.join(names)}, {value}: try {end} values too"
+        )
+
+
+def _ties(tuned: Tuned) -> Iterator[str]:
+    """Say where the examples are too few to tell the best from others."""
+    found = []
+    for contest in tuned.contests if tuned.by == "op" else ():
+        best = None if contest.best is None else contest.candidates[contest.best]
+        near = [c for c in contest.candidates if best and c is not best and _near(best, c)]
+        if best and best.error is not None and near:
             others = len(contest.candidates) - 1
-            yield (
-                f"{contest.name}: {len(near)} of {others} others within one standard error of the "
-                f"best OP (at most {best.error:.1f} points, for so many examples): the choice is "
-                f"not clear; more examples or seeds would make it so"
-            )
+            found.append(f"{contest.name} ({len(near)} of {others}; {best.error:.1f} points)")
+    if found:
+        yield (
+            f"Not clear, as others lie within one standard error of the best OP (over examples, at "
+            f"most): {', '.join(found)}. More examples or seeds would tell them apart"
+        )
 
 
 def _near(best: Candidate, other: Candidate) -> bool:
