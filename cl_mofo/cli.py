@@ -1,4 +1,4 @@
-"""The command line: `cl-mofo run`, `resume`, `tune`, `report`, `check-data` and `list`.
+"""The command line: `cl-mofo run`, `resume`, `tune`, `report`, `compare`, `check-data`, `list`.
 
 Exit codes: 0; 2 for a user's mistake, with one message and no traceback; 1 for a fault; 75 when a
 signal (SIGTERM, SIGUSR1) asked to stop and the run can go on, 130 when the user did (SIGINT). Of
@@ -41,7 +41,8 @@ app = typer.Typer(
         "model\n\n"
         "  cl-mofo run --data TRACE --model PATH    TRACE's tasks with a model of yours\n\n"
         "  cl-mofo resume outputs/RUN               go on with a run that was stopped\n\n"
-        "  cl-mofo report outputs                   one table over all runs there"
+        "  cl-mofo report outputs                   one table over all runs there\n\n"
+        "  cl-mofo compare outputs --baseline NAME  which differences there are more than noise"
     ),
     no_args_is_help=True,
     add_completion=False,

@@ -8,6 +8,8 @@ import sys
 from statistics import fmean, stdev
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import cl_mofo
 from cl_mofo.errors import UserError
@@ -181,6 +183,7 @@ def drop_scores(rows):
         (lambda rows: rows[0].update(score=99), "its scores give"),
         (lambda rows: rows[0].update(score="100"), "line 1 has no score"),
         (lambda rows: rows[0].update(score=float("nan")), "line 1 has no score"),
+        (lambda rows: rows[0].update(score=10**400), "line 1 has no score"),
         (lambda rows: rows[1].update(reference="other"), "test examples of B are not the same"),
         (lambda rows: rows.reverse(), "not that of example 0"),
         (lambda rows: rows.clear(), "not JSON"),
@@ -271,3 +274,34 @@ def test_the_command(real):
     wrong = command("--baseline", "gem")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("cl-mofo: baseline gem: no finished run is of it")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+rows = st.fixed_dictionaries(
+    {"index": st.just(0) | json_values, "score": st.just(100.0) | json_values},
+    optional={"reference": st.just("A0") | json_values},
+)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.binary(max_size=40)
+    | st.lists(rows | json_values, max_size=3).map(lambda found: "\n".join(map(json.dumps, found)))
+)
+def test_whatever_stands_there_gives_figures_or_one_message(runs, content):
+    file = runs[2].path.parent / "predictions/01-A/A.jsonl"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    told = ""
+    try:
+        found = compare(runs[:3], "sequential", resamples=5)
+    except UserError as error:
+        told = str(error)
+    else:
+        assert abs(found.differences[0].bwt.value) <= 200
+    assert "\n" not in told
