@@ -30,7 +30,8 @@ class Task:
         metrics: names of all metrics `measure` returns.
         prompt_tokens: most prompt tokens kept (the oldest are cut).
         answer_tokens: most answer tokens, the end-of-sequence token not counted.
-        measure: computes the metrics, in percent, over lists of equal length.
+        measure: computes the metrics, in percent, over lists of equal length. It is asked about a
+            whole test set, then about each example alone: remember what is costly about a pair.
         source: where the data come from.
         sample: one real record, `{"prompt": ..., "answer": ...}`.
         needs_sources: whether `measure` reads the prompts.
