@@ -21,7 +21,7 @@ from typing import Any
 from cl_mofo.config import Recipe
 from cl_mofo.errors import UserError
 from cl_mofo.folder import LOG, RECIPE, begun
-from cl_mofo.identity import differences, flat
+from cl_mofo.identity import DATA, FREE_IF, differences, flat, is_free
 from cl_mofo.mappings import parsed
 from cl_mofo.recipes import import_paths
 from cl_mofo.report import load_results
@@ -143,6 +143,8 @@ def clear(folder: Path) -> None:
 def _differences(kept: Any, recipe: Recipe, folder: Path) -> str:
     """Name the keys in which a kept recipe is not this one, leaving out strategies not at work.
 
+    Where its data lie is no such key: `run_sweep` compares what they are.
+
     Raises:
         UserError: the kept recipe is none, or was one only for other versions or imports.
     """
@@ -159,5 +161,5 @@ def _differences(kept: Any, recipe: Recipe, folder: Path) -> str:
     return ", ".join(
         f"{key} ({brief(before)} there, {brief(here)} here)"
         for key, (before, here) in differences(theirs, ours).items()
-        if key in ours
+        if key in ours and key not in DATA and not (key in FREE_IF and is_free(key, ours))
     )

@@ -18,9 +18,10 @@ KEPT = ("checkpoint.", "save_model", "training.max_skipped_steps", "evaluation.c
 """Keys that say what is kept of a run, or taken from what was, and when it gives up."""
 FREE = ("engine.", "model.device", "model.gradient_checkpointing", "training.packing")
 """Keys that say how a run is computed, not what."""
+DATA = ("data.path", "data.prose")
+"""Keys that say where data lie, which are compared by their content."""
 FREE_BY_CONTENT = (
-    "data.path",
-    "data.prose",
+    *DATA,
     "model.path",
     "model.revision",
     "model.trust_remote_code",
@@ -30,9 +31,10 @@ FREE_BY_CONTENT = (
 FREE_IF = {
     "training.micro_batch_size": ("training.loss", "tokens"),
     "evaluation.batch_size": ("evaluation.decoding", "greedy"),
+    "data.prose_tokens": ("data.prose", None),
 }
-"""Keys that are a matter of speed and memory if another key has this value: where a mean is over
-micro-batches, or each batch has draws of its own, they say what is computed."""
+"""Keys that are a matter of speed and memory, or of none, if another key has this value: where a
+mean is over micro-batches, or each batch has draws of its own, they say what is computed."""
 
 
 def identity(recipe: Recipe, data: Mapping[str, str], model: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def others(kept: Any, recipe: Recipe) -> list[str]:
     return [
         _told(key, before, here)
         for key, (before, here) in differences(theirs, ours).items()
-        if key in theirs and key in ours and not _is_free(key, ours)
+        if key in theirs and key in ours and not is_free(key, ours)
     ]
 
 
@@ -104,7 +106,7 @@ def compare(then: Any, now: Mapping[str, Any]) -> list[str]:
     if theirs["model"] != now["model"]:
         problems.append("the model's weights are others")
     for key, (before, here) in differences(theirs["recipe"], now["recipe"]).items():
-        if not _is_free(key, now["recipe"]):
+        if not is_free(key, now["recipe"]):
             problems.append(f"recipe key {_told(key, before, here)}")
         elif key not in FREE_BY_CONTENT and not key.startswith(KEPT):
             remarks.append(f"{_told(key, before, here)}: figures may differ in their last digits")
@@ -142,7 +144,8 @@ def _told(key: str, before: Any, here: Any) -> str:
     return f"{key} was {brief(before)} and is {brief(here)}"
 
 
-def _is_free(key: str, recipe: Mapping[str, Any]) -> bool:
+def is_free(key: str, recipe: Mapping[str, Any]) -> bool:
+    """Tell whether a recipe's key may have another value without making it another run."""
     if key in FREE_IF:
         other, value = FREE_IF[key]
         return bool(recipe.get(other) == value)

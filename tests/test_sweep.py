@@ -13,10 +13,12 @@ from cl_mofo.claim import claim
 from cl_mofo.console import Console
 from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.folder import RunFolder
+from cl_mofo.mappings import merge
 from cl_mofo.observer import Observer
 from cl_mofo.recipes import override, read_request
 from cl_mofo.sweep import run_sweep
 from tests.locks import held
+from tests.small_run import data_of
 
 SMALL = {
     "data": {"suite": "trace-mini", "train_limit": 8, "test_limit": 4},
@@ -112,6 +114,26 @@ def test_a_kept_recipe_is_compared_by_what_it_means(done):
     run_sweep(TWO, out=folder, observer=heard)
     assert heard.told == [(1, "already finished"), (2, "already finished")]
     kept.write_text(before)
+
+
+def test_data_that_have_moved_are_the_same_data_until_they_change(tmp_path):
+    (tmp_path / "here").mkdir()
+    data_of(tmp_path / "here")
+
+    def told(place):
+        heard = Heard()
+        recipe = merge(SMALL, {"data": {"suite": "trace", "path": str(place)}})
+        recipe = merge(recipe, {"tasks": {"only": ["FOMC"]}})
+        run_sweep(recipe | {"sweep": {"vary": {"seed": [1]}}}, out=tmp_path / "out", observer=heard)
+        return heard.told
+
+    assert told(tmp_path / "here") == [(1, None)]
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert told(tmp_path / "there") == [(1, "already finished")]
+    file = tmp_path / "there" / "FOMC" / "test.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[1:]))
+    with pytest.raises(UserError, match="a run on other data than these"):
+        told(tmp_path / "there")
 
 
 @pytest.mark.parametrize(
