@@ -108,6 +108,7 @@ def test_every_form_shows_every_row(runs):
     latex = render_comparison(found, "latex")
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{table}") == 3
     assert r"mofo & 2 & $+22.9 \pm 32.4$ & $+50.0 \pm 70.7$ \\" in latex
+    assert latex.count("percentile bootstrap") == 1
     plain = render_comparison(found, "terminal")
     assert "differences from sequential" in plain
     assert "+50.0 ± 70.7" in plain

@@ -79,19 +79,18 @@ def _markdown(comparison: Comparison) -> str:
 
 
 def _latex(comparison: Comparison) -> str:
+    tables = _tables(comparison)
     notes = [setting_title(comparison.setting), *comparison.notes]
-    said = "\n".join(f"{escape_latex(note)}." for note in notes if note)
     blocks = []
-    for title, head, body in _tables(comparison):
-        lines = [
-            " & ".join([*map(escape_latex, row[:2]), *map(_math, row[2:])]) + r" \\" for row in body
-        ]
+    for i, (title, head, body) in enumerate(tables, 1):
+        lines = [" & ".join([*map(escape_latex, row[:2]), *map(_math, row[2:])]) for row in body]
+        said = [title, *(note for note in notes if note and i == len(tables))]
         blocks.append(
             LATEX.format(
                 columns="l" + "r" * (len(head) - 1),
                 head=" & ".join(map(escape_latex, head)) + r" \\",
-                body="\n".join(lines),
-                notes=f"{escape_latex(title)}.\n{said}",
+                body="\n".join(line + r" \\" for line in lines),
+                notes="\n".join(f"{escape_latex(note)}." for note in said),
             )
         )
     return "\n\n".join(blocks) + "\n"
