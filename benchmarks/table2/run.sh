@@ -39,7 +39,7 @@ parts="$* "
 
 # The proxy: four tasks, 64 training and 40 validation examples of each, as short as the table's.
 proxy=(--set 'tasks.only=[FOMC, Py150, ScienceQA, NumGLUE-ds]' --set data.train_limit=64
-    --set data.eval_limit=40 --set evaluation.tasks=seen --set data.prose=null)
+    --set data.eval_limit=40 --set evaluation.tasks=seen --set data.prose=null --set seed=42)
 if wanted tune; then
     share tune "$recipe" --strategy mofo "${proxy[@]}" --set optimizer.lr=2e-4 \
         --grid mofo.update_fraction=0.05,0.1,0.15,0.2,0.4,0.8 --out "$out/fractions" || exit
