@@ -182,7 +182,7 @@ def _name(path: str) -> str:
         from cl_mofo import mini
 
         return str(mini.tiny_path())
-    expanded = expand(path)
+    expanded = expand(path, "model.path")
     looks_local = path.startswith((".", "/", "~", "$")) or path.count("/") > 1
     if looks_local and not expanded.is_dir():
         raise UserError(f"model '{path}': there is no such folder")

@@ -96,7 +96,7 @@ def test_a_name_is_given_once(runs):
         (["run", "--data", "nowhere"], ["no such folder"]),
         (["run", "--model", "./nowhere"], ["no such folder"]),
         (["run", "--model", "nobody/nothing"], ["--model PATH"]),
-        (["run", "table2-mofo"], ["TRACE_DIR"]),
+        (["run", "table2-mofo"], ["TRACE_DIR", "--set data.path=PATH"]),
         (["run", "--import", "gone.py"], ["no such file"]),
         (["report", "nowhere"], ["nowhere"]),
         (["report", ".", "--format", "pdf"], ["latex"]),

@@ -274,10 +274,10 @@ def test_remote_code_is_off_by_default():
 
 def test_paths_expand_and_name_what_is_not_set(monkeypatch):
     monkeypatch.setenv("TRACE_DIR", "/data/trace")
-    assert str(expand_path("$TRACE_DIR/x")) == "/data/trace/x"
+    assert str(expand_path("$TRACE_DIR/x", "data.path")) == "/data/trace/x"
     monkeypatch.delenv("TRACE_DIR")
-    with pytest.raises(UserError, match=r"\$TRACE_DIR"):
-        expand_path("$TRACE_DIR")
+    with pytest.raises(UserError, match=r"data\.path: the environment variable TRACE_DIR in"):
+        expand_path("${TRACE_DIR}/x", "data.path")
 
 
 def test_a_bomb_of_aliases_is_refused_at_once():

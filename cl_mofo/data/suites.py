@@ -52,7 +52,7 @@ def load_suite(data: DataConfig, tasks: Sequence[str]) -> Suite:
                 f"recipe key data.path: the suite '{data.suite}' needs the folder of its data; "
                 f"give --data PATH, or take the embedded suite with --set data.suite={EMBEDDED}"
             )
-        folder = read_folder(expand(data.path), tasks)
+        folder = read_folder(expand(data.path, "data.path"), tasks)
         whole = Suite(folder.records, folder.auxiliary, folder.hashes)
     limits = {"train": data.train_limit, "eval": data.eval_limit, "test": data.test_limit}
 
@@ -81,7 +81,7 @@ def _prose(data: DataConfig) -> str | None:
     """
     if data.prose is None:
         return None
-    path = expand(data.prose)
+    path = expand(data.prose, "data.prose")
     try:
         return read_bytes(path, MOST_PROSE_BYTES).decode("utf-8")[:MOST_PROSE_CHARACTERS]
     except OSError as error:
