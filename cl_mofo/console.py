@@ -185,8 +185,9 @@ class Console(Observer):
                 f"No recipe is written, as not every strategy has a best one ({tuned.folder})"
             )
         else:
-            told = f"The recipe with the best is {tuned.best}; to run it: cl-mofo run"
-            self._say(f"{told} {shlex.quote(str(tuned.best))}")
+            imports = [word for path in tuned.imports for word in ("--import", str(path))]
+            command = shlex.join(["cl-mofo", "run", str(tuned.best), *imports])
+            self._say(f"The recipe with the best is {tuned.best}; to run it: {command}")
 
     def stop(self) -> None:
         """Leave the terminal as it should be, whatever happened."""

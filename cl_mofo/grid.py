@@ -156,7 +156,7 @@ def chosen_recipe(plan: Plan, chosen: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 def trial_only(plan: Plan) -> dict[str, Any]:
     """Return what was set for the tuning alone, and is not in `chosen_recipe`: dotted keys."""
-    said = {**leaves(plan.given.over), **leaves({"data": section(plan.request.asked, "data")})}
+    said = {**leaves(plan.given.over), **leaves(section(plan.request.asked, "data"), "data.")}
     return {key: value for key, value in said.items() if not _lasts(key)}
 
 

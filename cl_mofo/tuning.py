@@ -44,6 +44,7 @@ class Tuned:
         alone: what was set for the tuning alone, and is not in `best`: dotted keys, values.
         folder: of the runs.
         best: the recipe with what was chosen; None if not all strategies have a choice.
+        imports: Python files of one's own, which a command that runs `best` names again.
     """
 
     contests: Sequence[Contest]
@@ -54,6 +55,7 @@ class Tuned:
     alone: Mapping[str, Any]
     folder: Path
     best: Path | None
+    imports: Sequence[Path] = ()
 
 
 def tune(
@@ -105,7 +107,10 @@ def tune(
     swept = run_all(runs, root, heard)
     found = contests(plan, swept, by)
     best = root / BEST if all(contest.best is not None for contest in found) else None
-    tuned = Tuned(found, by, plan.grid, plan.seeds, examples(swept), trial_only(plan), root, best)
+    tuned = Tuned(
+        *(found, by, plan.grid, plan.seeds, examples(swept), trial_only(plan), root, best),
+        imports=request.imports,
+    )
     if best is not None and launched().first:
         _write(tuned, plan, best)
     heard.tuned(tuned)

@@ -138,6 +138,7 @@ def test_what_is_set_for_the_tuning_alone_is_not_in_the_chosen_recipe(tmp_path):
         "data.train_share",
         "seed",
     }
+    assert trial_only(plan_tuning(read_request(str(file)), {RATE: [1e-3, 1e-2]})) == {}
 
 
 PARTS = st.fixed_dictionaries(

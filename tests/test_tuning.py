@@ -3,6 +3,8 @@
 import io
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,7 +248,10 @@ def test_the_same_command_runs_nothing_again_and_shows_the_same(real):
     table = shown[shown.index("strategy ") :]
     assert table == text.getvalue()[text.getvalue().index("strategy ") :]
     assert "data.train_share=0.5" in table
-    assert f"cl-mofo run {options['out']}/best.yaml" in table
+    assert f"cl-mofo run {options['out']}/best.yaml\n" in table
+    imported = replace(found, imports=[Path("my own.py")], alone={})
+    Console(RichConsole(file=text, width=100)).tuned(imported)
+    assert text.getvalue().endswith("/best.yaml --import 'my own.py'\n")
 
 
 def test_the_best_recipe_scores_the_test_split_on_all_rows(real):
