@@ -85,11 +85,11 @@ def _prose(data: DataConfig) -> str | None:
     try:
         return read_bytes(path, MOST_PROSE_BYTES).decode("utf-8")[:MOST_PROSE_CHARACTERS]
     except OSError as error:
-        reason = error.strerror or error
+        reason = error.strerror or str(error)
     except UnicodeDecodeError as error:
         reason = f"it is not UTF-8 text (byte {error.start})"
     except ValueError as error:
-        reason = error
+        reason = str(error)
     raise UserError(f"recipe key data.prose: {path} cannot be read: {reason}")
 
 

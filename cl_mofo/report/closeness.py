@@ -61,6 +61,6 @@ def closeness(runs: Sequence[RunResults], path: str | Path) -> None:
     legend = figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)
-    told = f"D = mean over tensors of the relative change; {BWT_CONVENTION}"
-    figure.supxlabel(told, **SMALL)
+    meaning = f"D = mean over tensors of the relative change; {BWT_CONVENTION}"
+    figure.supxlabel(meaning, **SMALL)
     save(figure, path)
