@@ -34,7 +34,17 @@ from cl_mofo.optim import native, nonfinite
 torch.set_num_threads(1)
 repair_torchvision()  # before any test file imports avalanche
 
-LONG = ("engines", "ranks", "gpu_benchmark", "resume_ranks", "cli", "triton", "kill", "memory")
+LONG = (
+    "tutorial",
+    "engines",
+    "ranks",
+    "gpu_benchmark",
+    "resume_ranks",
+    "cli",
+    "triton",
+    "kill",
+    "memory",
+)
 """Files that take long."""
 
 
