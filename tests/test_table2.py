@@ -129,9 +129,9 @@ def test_the_gpus_script_runs_and_goes_on(tmp_path):
         with tarfile.open(tmp_path / "results/table2.tar.gz") as archive:
             return done.stdout, sorted(n for n in archive.getnames() if n.endswith("results.json"))
 
-    assert told("--set", "seed=1")[1] == ["out/mofo-seed1/results.json"]
+    assert told("--set", "seed=1")[1] == ["out/table/mofo-seed1/results.json"]
     (tmp_path / "results/table2.tar.gz").rename(pack / "0/table2.tar.gz")
     subprocess.run(["rm", "-r", str(pack / "work")], check=True)
     said, there = told()
-    assert there == ["out/mofo-seed1/results.json", "out/mofo-seed2/results.json"]
+    assert there == ["out/table/mofo-seed1/results.json", "out/table/mofo-seed2/results.json"]
     assert "run 1 of 2: mofo, seed 1: skipped, already finished" in said

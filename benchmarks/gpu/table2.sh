@@ -9,7 +9,8 @@
 # model in PACK/1 and PACK/2. They may travel one after another, beside the wheels of
 # benchmarks/gpu/collect_wheels.sh. `run` makes the model of what lies there, and as many of the
 # recipe's runs as time allows; finished ones come back in RESULTS/table2.tar.gz, and are not made again
-# if that file lies in PACK/0. OPTIONs go to `cl-mofo run`.
+# if that file lies in PACK/0. OPTIONs go to `cl-mofo run`. Where that file is unpacked,
+# `python -m benchmarks.table2.page out` makes a page of it.
 #
 #     COMMAND  `run`, or `tune --grid optimizer.lr=5e-5,1e-4,2e-4 --share 0.2` or the like
 #     RECIPE   table2-smollm2
@@ -64,10 +65,12 @@ run() {
     fi
     # shellcheck disable=SC2086
     set -- ${COMMAND:-run} "$@"
-    local command=$1
+    local command=$1 folder=table # as benchmarks.table2.page has them
+    [[ $command == tune ]] && folder=rates
     shift
     timeout --signal TERM --kill-after 30 $((${LIMIT:-520} - SECONDS + began)) "$python" -m cl_mofo \
-        "$command" "${RECIPE:-table2-smollm2}" --model "$MODEL" --out "$work/out" "$@"
+        "$command" "${RECIPE:-table2-smollm2}" --model "$MODEL" \
+        --out "$work/out/$folder" "$@"
     local code=$?
     tar -C "$work" --exclude checkpoints --exclude model -czf "$results/table2.tar.gz" out
     ((code == 124)) && code=75
@@ -76,5 +79,5 @@ run() {
 
 case ${1:-} in
 collect | run) "$@" ;;
-*) sed -n '2,20p' "$0" && exit 2 ;;
+*) sed -n '2,22p' "$0" && exit 2 ;;
 esac
