@@ -21,16 +21,20 @@ import typer
 
 import cl_mofo
 from cl_mofo import ending
-from cl_mofo.console import terminal
 from cl_mofo.errors import LostRankError, StoppedError, TrainingError, UserError
+from cl_mofo.options import (
+    DataOption,
+    ImportOption,
+    ModelOption,
+    RecipeArgument,
+    SetOption,
+    examples,
+)
+from cl_mofo.reading import commands as reading
 from cl_mofo.untrusted import printable
 
 if TYPE_CHECKING:
     from cl_mofo.console import Console
-
-
-def _examples(*commands: str) -> str:
-    return "\n\n".join(["Examples:", *commands])
 
 
 app = typer.Typer(
@@ -50,22 +54,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeArgument = Annotated[
-    str | None, typer.Argument(help="A built-in recipe (cl-mofo list runs) or a YAML file.")
-]
-ModelOption = Annotated[
-    str | None, typer.Option(help="A model folder, a hub name, or 'tiny' (embedded).")
-]
-DataOption = Annotated[str | None, typer.Option(help="The folder of TRACE's tasks.")]
-ImportOption = Annotated[
-    list[Path] | None,
-    typer.Option("--import", metavar="FILE.py", help="Python file with tasks or strategies."),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set a recipe key, e.g. optimizer.lr=5e-4."),
-]
-
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -79,7 +67,7 @@ def _root(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "cl-mofo run --strategy sequential --set seed=1",
         "cl-mofo run --data ./TRACE-5000 --model ./TinyLlama --set mofo.update_fraction=0.1",
         "cl-mofo run table2-mofo --data ./TRACE-5000 --set 'tasks.only=[FOMC, Py150]'",
@@ -141,7 +129,7 @@ def run(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "cl-mofo resume outputs/mofo",
         "torchrun --nproc-per-node 2 -m cl_mofo resume outputs/mofo --set engine.kind=fsdp",
     )
@@ -163,7 +151,7 @@ def resume(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "cl-mofo tune --grid mofo.update_fraction=0.05,0.1,0.15,0.2,0.4,0.8",
         "cl-mofo tune table2 --data ./TRACE-5000 --share 0.1 --grid optimizer.lr=1e-5,2e-5,4e-5 "
         "--grid mofo.update_fraction=0.05,0.1,0.2",
@@ -237,137 +225,7 @@ def _shown() -> Iterator[Console]:
         console.stop()
 
 
-@app.command(
-    epilog=_examples(
-        "cl-mofo report outputs",
-        "cl-mofo report outputs/a outputs/b --paper --format latex > table.tex",
-    )
-)
-def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
-    form: Annotated[
-        str, typer.Option("--format", help="terminal, markdown, csv or latex.")
-    ] = "terminal",
-    paper: Annotated[
-        bool, typer.Option("--paper", help="Add the MoFO paper's Table 2 beside ours.")
-    ] = False,
-    figures: Annotated[
-        Path | None, typer.Option(help="Also draw the heat maps and curves into this folder.")
-    ] = None,
-) -> None:
-    """Print one table over runs: OP, BWT, what was learned, and each task's final score."""
-    from cl_mofo.report import FORMATS, comparison_table, draw, entries, load_runs, notes, render
-
-    if form not in FORMATS:
-        raise UserError(f"--format {form}: choose {', '.join(FORMATS)}")
-    found = load_runs(runs)
-    if form == "terminal":
-        terminal().print(comparison_table(found, paper=paper))
-    else:
-        print(render(found, form, paper=paper))
-    if form == "csv":
-        print("\n".join(notes(entries(found, paper=paper))), file=sys.stderr)
-    if figures is not None:
-        print(f"Drawn to {figures}: {', '.join(draw(found, figures))}", file=sys.stderr)
-
-
-@app.command(
-    epilog=_examples(
-        "cl-mofo compare outputs --baseline sequential",
-        "cl-mofo compare outputs --baseline 'mofo (mofo.update_fraction=0.1)' --format markdown",
-    )
-)
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
-    baseline: Annotated[
-        str,
-        typer.Option(help="The strategy that others are compared with, or a row's whole label."),
-    ],
-    form: Annotated[
-        str, typer.Option("--format", help="terminal, markdown, csv or latex.")
-    ] = "terminal",
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    resamples: Annotated[
-        int, typer.Option(help="Test sets drawn for intervals, and permutations for p values.")
-    ] = 10_000,
-) -> None:
-    """Print which differences from a baseline are more than noise of the test examples.
-
-    Seed by seed, on the same test examples: OP and BWT with bootstrap intervals, the differences
-    with intervals and p values of a paired permutation test, and their means over seeds.
-    """
-    from cl_mofo import report
-
-    if form not in report.FORMATS:
-        raise UserError(f"--format {form}: choose {', '.join(report.FORMATS)}")
-    found = report.load_runs(runs)
-    compared = report.compare(found, baseline, confidence=confidence, resamples=resamples)
-    if form == "terminal":
-        terminal().print(report.terminal_comparison(compared))
-    else:
-        print(report.render_comparison(compared, form), end="")
-    if form == "csv":
-        print("\n".join(compared.notes), file=sys.stderr)
-
-
-@app.command("check-data", epilog=_examples("cl-mofo check-data ./TRACE-5000 --model ./TinyLlama"))
-def check_data(
-    path: Annotated[Path, typer.Argument(help="The folder of a suite, such as TRACE's.")],
-    recipe: Annotated[
-        str | None, typer.Option(help="A recipe whose tasks and budgets are meant.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="The model whose tokens are counted; default: the embedded one."),
-    ] = None,
-    assignments: SetOption = None,
-    imports: ImportOption = None,
-) -> None:
-    """Validate a folder of tasks and print sizes, token lengths and truncation."""
-    from cl_mofo import listing
-    from cl_mofo.config import TINY
-    from cl_mofo.data.check import check_folder
-    from cl_mofo.data.plan import plan_tasks
-    from cl_mofo.discovery import registry
-    from cl_mofo.recipes import read_request
-    from cl_mofo.resolve import resolve
-
-    request = read_request(
-        recipe,
-        model=model or TINY,
-        data=str(path),
-        assignments=assignments or (),
-        imports=imports or (),
-    )
-    checked = resolve(request.complete())
-    plans = plan_tasks(checked, registry(checked.imports))
-    from cl_mofo.model import load_tokenizer
-
-    found = check_folder(path, plans, load_tokenizer(checked.model))
-    console = terminal()
-    console.print(listing.checks(found))
-    console.print(
-        f"Tokens of {checked.model.path}: median (longest), and the share of records that the "
-        f"budget cuts",
-        highlight=False,
-        markup=False,
-    )
-    for remark in found.remarks:
-        console.print(f"- {remark}", highlight=False, markup=False)
-
-
-@app.command("list", epilog=_examples("cl-mofo list strategies", "cl-mofo list runs"))
-def list_things(
-    what: Annotated[str, typer.Argument(help="strategies, tasks or runs.")],
-    imports: ImportOption = None,
-) -> None:
-    """List what can be named: strategies, tasks or runs."""
-    from cl_mofo import listing
-
-    listings = {"strategies": listing.strategies, "tasks": listing.tasks, "runs": listing.runs}
-    if what not in listings:
-        raise UserError(f"list {what}: choose {', '.join(listings)}")
-    terminal().print(listings[what](tuple(imports or ())))
+app.add_typer(reading)
 
 
 def _stop(message: str, code: int, *, alike: bool = False) -> NoReturn:
