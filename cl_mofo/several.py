@@ -14,7 +14,7 @@ import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,18 +74,44 @@ def run_all(runs: Mapping[str, Recipe], root: Path, observer: Observer) -> Swept
             if ranks.first:
                 _check_folders(root, runs)
         swept = Swept()
-        for number, (name, recipe) in enumerate(runs.items(), 1):
-            folder = root / name
-            with _claimed(folder, recipe, ranks) as (found, known):
-                observer.next_run(number, len(runs), recipe, folder, SKIPPED.get(found))
-                if found is State.FINISHED:
-                    swept.results[name] = known | {"folder": str(folder)}
-                elif found is State.DIVERGED:
-                    swept.failed[name] = str(known["diverged"])
-                    swept.diverged.add(name)
-                elif found is State.OPEN:
-                    _attempt(recipe, folder, ranks, observer, swept, len(runs))
-        return swept
+        left = [
+            name
+            for number, name in enumerate(runs, 1)
+            if not _turn(number, runs, root / name, ranks, observer, swept)
+        ]
+        for name in left:  # by now some of it is done, or was stopped
+            number = list(runs).index(name) + 1
+            _turn(number, runs, root / name, ranks, observer, swept, again=True)
+        return replace(swept, results={n: swept.results[n] for n in runs if n in swept.results})
+
+
+def _turn(
+    number: int,
+    runs: Mapping[str, Recipe],
+    folder: Path,
+    ranks: Ranks,
+    observer: Observer,
+    swept: Swept,
+    *,
+    again: bool = False,
+) -> bool:
+    """Make a run, go on with it or note what is known of it; return whether no other is at it.
+
+    If another is at it `again`, that has been told.
+    """
+    recipe = runs[folder.name]
+    with _claimed(folder, recipe, ranks) as (found, known):
+        if found is None and again:
+            return False
+        observer.next_run(number, len(runs), recipe, folder, SKIPPED.get(found))
+        if found is State.FINISHED:
+            swept.results[folder.name] = known | {"folder": str(folder)}
+        elif found is State.DIVERGED:
+            swept.failed[folder.name] = str(known["diverged"])
+            swept.diverged.add(folder.name)
+        elif found is State.OPEN:
+            _attempt(recipe, folder, ranks, observer, swept, len(runs))
+        return found is not None
 
 
 def _attempt(

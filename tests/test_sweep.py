@@ -1,6 +1,7 @@
 """Several runs from one recipe: how they run, and go on where they were stopped."""
 
 import json
+from contextlib import ExitStack
 from io import StringIO
 
 import pytest
@@ -236,6 +237,28 @@ def test_what_another_holds_is_left_to_it(tmp_path):
     assert heard.told == [(1, None), (2, "another process is running it")]
     assert [r["strategy"] for r in results] == ["sequential"]
     assert [f.name for f in (tmp_path / "mofo").iterdir()] == ["run.log"]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_another_held_is_looked_at_again_in_the_end(tmp_path, finished):
+    if finished:
+        run_sweep(TWO, out=tmp_path)
+    else:
+        (tmp_path / "sequential").mkdir()
+    with ExitStack() as stack:
+        stack.enter_context(claim(tmp_path / "sequential"))
+
+        class Freeing(Heard):
+            def next_run(self, number, total, recipe, folder, skipped):
+                super().next_run(number, total, recipe, folder, skipped)
+                if number == 2:
+                    stack.close()
+
+        heard = Freeing()
+        results = run_sweep(TWO, out=tmp_path, observer=heard)
+    done = "already finished" if finished else None
+    assert heard.told == [(1, "another process is running it"), (2, done), (1, done)]
+    assert [r["strategy"] for r in results] == ["sequential", "mofo"]
 
 
 def test_a_single_run_under_way_is_left_alone(tmp_path):
