@@ -205,6 +205,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
     refused(r"did you mean 'sequential'.*There are: sequential", base="sequentail")
     refused("confidence 95", confidence=95)
     refused("resamples 0", resamples=0)
+    refused("resamples 10000000", resamples=10**7)
     seven = written(tmp_path / "seven", **BETTER, strategy="mofo", seed=7)
     refused(r"no other run has a seed of sequential's \(1, 2\)", seven)
     turned = make(tmp_path / "turned", [[1, None], [1, 1]], tasks=["B", "A"])
@@ -222,16 +223,32 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
         compare([make(tmp_path / "half", [[50, None], [None, None]])], "mofo")
 
 
-def test_changed_data_and_another_split_are_refused(runs):
+def test_changed_data_are_refused(runs):
     for run, digest in ((runs[0], "aa"), (runs[2], "bb")):
         told = {"data": {"A/train.json": digest, "A/test.json": "same", "B/test": digest}}
         (run.path.parent / "manifest.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match="test examples of B are not the same"):
         compare([runs[0], runs[2]], "sequential", resamples=10)
-    (runs[2].path.parent / "recipe.yaml").write_text("evaluation: {split: eval}\n")
-    changed = load_runs([run.path for run in runs])
-    with pytest.raises(UserError, match="the split eval of the data and the split test"):
-        compare(changed, "sequential", resamples=10)
+
+
+def test_a_tunings_runs_beside_runs_on_the_test_split_are_left_out(runs, tmp_path):
+    tuned = [
+        written(tmp_path / f"tuned{i}", **BETTER, strategy="sequential", seed=2) for i in range(2)
+    ]
+    for i, run in enumerate(tuned):
+        recipe = f"evaluation: {{split: eval}}\noptimizer: {{lr: {i}}}\n"
+        (run.path.parent / "recipe.yaml").write_text(recipe)
+    paths = [run.path for run in runs]
+    alone, beside = (
+        compare(load_runs(found), "sequential", resamples=10)
+        for found in (paths, [*paths, *(run.path for run in tuned)])
+    )
+    assert beside.runs == alone.runs
+    assert beside.differences == alone.differences
+    assert beside.notes == (*alone.notes, "Left out, as scored on validation data: 2 runs")
+    only = compare(load_runs([tuned[0].path]), "sequential", resamples=10)
+    assert (len(only.runs), only.runs[0].op.value) == (1, 62.5)
+    assert any("validation" in note for note in only.notes)
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,12 @@ from cl_mofo.evaluation.significance import (
     permutation_test,
 )
 from cl_mofo.report.examples import RunExamples
-from cl_mofo.report.pairing import baseline_of, left_out, one_setting, pairs_of
+from cl_mofo.report.pairing import baseline_of, left_out, on_test, one_setting, pairs_of
 from cl_mofo.report.results import BWT_CONVENTION, OP_CONVENTION, RunResults
 from cl_mofo.report.summary import Entry, Setting, Stat, entries, stat
 from cl_mofo.report.table import row_label
+
+MOST_RESAMPLES = 1_000_000
 
 
 class Estimate(NamedTuple):
@@ -113,12 +115,14 @@ def compare(
     """Compare runs with those of a baseline, seed by seed, on the same test examples.
 
     Args:
-        runs: the runs, as `load_runs` gives them; unfinished ones are left out.
+        runs: the runs, as `load_runs` gives them. Unfinished ones are left out, and beside runs on
+            the test split those on validation data.
         baseline: a strategy's name, or a row's whole label as `render` shows it, such as
             "mofo (mofo.update_fraction=0.1)", where the strategy has several.
         confidence: of the intervals, above 0 and below 1.
-        resamples: test sets drawn for the intervals, and permutations for the p values, at least
-            1; with 10,000 an interval's ends are sure to about a hundredth of its length.
+        resamples: test sets drawn for the intervals, and permutations for the p values, from 1
+            to 1,000,000; with 10,000 an interval's ends are sure to about a hundredth of its
+            length.
         seed: of these draws.
 
     Raises:
@@ -128,10 +132,10 @@ def compare(
     """
     if not 0 < confidence < 1:
         raise UserError(f"confidence {confidence:g}: a share between 0 and 1, such as 0.95")
-    if resamples < 1:
-        raise UserError(f"resamples {resamples}: at least 1; 10000 is usual")
+    if not 1 <= resamples <= MOST_RESAMPLES:
+        raise UserError(f"resamples {resamples}: 1 to {MOST_RESAMPLES}; 10000 is usual")
     found = list(runs)
-    table = [entry for entry in entries(found) if entry.finished]
+    table = [entry for entry in entries(on_test(found)) if entry.finished]
     setting = one_setting(table)
     base = baseline_of(table, baseline)
     pairs, alone = pairs_of(base, table)

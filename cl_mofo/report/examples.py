@@ -27,7 +27,6 @@ from cl_mofo.untrusted import MIB, read_bytes, shortened
 MOST_BYTES = 1024 * MIB
 MOST_SCORE = 1e6
 MANIFEST = "manifest.json"
-SPLIT = "evaluation.split"
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class RunExamples:
         """Refuse to compare with a run on other test examples.
 
         Args:
-            other: of the same tasks in the same order.
+            other: of the same tasks in the same order, on the same split.
 
         Raises:
             UserError: it was tested on others.
@@ -87,17 +86,15 @@ class RunExamples:
     def _apart(self, other: RunExamples, i: int) -> str:
         """Say in what the test examples of a task differ; nothing if they do not."""
         task = self.run.tasks[i]
-        splits = [run.settings.get(SPLIT, '"test"').strip('"') for run in (self.run, other.run)]
         counts = [str(len(of.addends[i])) for of in (self, other)]
         metrics = [run.headline.get(task, "") for run in (self.run, other.run)]
         for told, (one, another) in {
-            "the split {} of the data and the split {}": splits,
             "{} test examples of TASK and {}": counts,
             "TASK measured by {} and by {}": metrics,
         }.items():
             if one != another:
                 return told.format(shortened(one), shortened(another)).replace("TASK", task)
-        names = (f"{task}/{splits[0]}", f"{task}/{splits[0]}.json")
+        names = (f"{task}/{self.run.split}", f"{task}/{self.run.split}.json")
         known = [name for name in names if name in self.files and name in other.files]
         changed = any(self.files[name] != other.files[name] for name in known)
         if changed or self.references[i] != other.references[i]:

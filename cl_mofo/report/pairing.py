@@ -12,6 +12,11 @@ from cl_mofo.report.table import row_label
 from cl_mofo.untrusted import shortened
 
 
+def on_test(found: Sequence[RunResults]) -> list[RunResults]:
+    """Return the runs on the test split, or all where there are none: a tuning's lie beside."""
+    return [run for run in found if run.split == "test"] or list(found)
+
+
 def one_setting(table: Sequence[Entry]) -> Setting:
     """Return what all rows have in common.
 
@@ -83,8 +88,13 @@ def pairs_of(
 def left_out(
     found: Sequence[RunResults], table: Sequence[Entry], alone: Sequence[str]
 ) -> Iterator[str]:
-    """Say which runs do not enter."""
-    if unfinished := [run.name for run in found if not run.finished]:
+    """Say which runs do not enter, and whether none is on the test split."""
+    entering = on_test(found)
+    if any(run.split != "test" for run in entering):
+        yield "All figures are on validation data, none on the test split"
+    if aside := len(found) - len(entering):
+        yield f"Left out, as scored on validation data: {aside} runs"
+    if unfinished := [run.name for run in entering if not run.finished]:
         yield f"Left out, as unfinished: {', '.join(unfinished)}"
     if repeats := sum(entry.repeats for entry in table):
         yield f"Runs that repeat another's seed and scores count once ({repeats} left out)"

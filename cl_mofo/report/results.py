@@ -84,6 +84,11 @@ class RunResults:
         return figure(self._matrix.learned, self.learned_tasks)
 
     @property
+    def split(self) -> str:
+        """Which split was scored, as its recipe says; "test" for a run without one."""
+        return self.settings.get("evaluation.split", '"test"').strip('"')
+
+    @property
     def distance(self) -> float | None:
         """Relative distance to the initial weights after the last task learned."""
         return self.distances[-1] if self.distances else None
