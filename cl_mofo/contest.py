@@ -29,7 +29,7 @@ class Candidate:
             the mean over tasks of the validation loss at the end, in nats per token; means over
             its seeds. None where unmeasured, and while it is not finished.
         error: at most how large OP's standard error is, in points, as the validation examples are
-            drawn at random; None while it is not finished.
+            drawn at random; None while it is not finished, and where a score is not from 0 to 100.
         state: "finished", "diverged", "failed", or "running", by another process.
     """
 
@@ -110,7 +110,7 @@ def _candidate(values: Mapping[str, Any], names: Sequence[str], swept: Swept) ->
     results = [swept.results[name] for name in names]
     known = [_figures(each) for each in results]
     means = {key: _mean([figures[key] for figures in known]) for key in FIGURES}
-    return Candidate(values, means, fmean(map(_error, results)), "finished")
+    return Candidate(values, means, _mean([*map(_error, results)]), "finished")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -135,9 +135,11 @@ def _validation(results: Mapping[str, Any]) -> list[int]:
     return [results["examples"][task]["eval"] for task in results["tasks"]]
 
 
-def _error(results: Mapping[str, Any]) -> float:
+def _error(results: Mapping[str, Any]) -> float | None:
     """Bound OP's standard error: a score between 0 and 1 of mean p has at most variance p (1-p)."""
     final = results["scores"][-1]
+    if not all(0 <= score <= 100 for score in final):
+        return None
     variance = math.fsum(
         score / 100 * (1 - score / 100) / count
         for score, count in zip(final, _validation(results), strict=True)

@@ -142,6 +142,12 @@ def test_the_error_is_what_drawing_other_examples_would_make(percent, count):
     assert contest.candidates[0].error == pytest.approx(draws.mean(axis=1).std(), rel=0.03)
 
 
+def test_a_score_below_0_has_no_such_error():
+    plan = plan_tuning(read_request(), {RATE: [1]})
+    (contest,) = contests(plan, Swept({plan.points[0].name: results(-20.0)}), "op")
+    assert (contest.best, contest.candidates[0].error) == (0, None)
+
+
 def test_each_strategy_gets_its_own_best_and_a_run_that_diverged_loses(monkeypatch, tmp_path):
     def outcome(recipe):
         if recipe.optimizer.lr == 4e-3:
