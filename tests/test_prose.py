@@ -8,7 +8,7 @@ import torch
 
 import cl_mofo
 from cl_mofo.config import ModelConfig
-from cl_mofo.errors import UserError
+from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.evaluation.prose import prose_loss, prose_tokens
 from cl_mofo.mappings import merge
 from cl_mofo.model import load_model
@@ -43,6 +43,19 @@ def test_the_loss_is_that_of_each_token_given_those_before_it_in_its_window(lang
 def test_a_text_of_one_token_has_no_loss(language_model):
     with pytest.raises(UserError, match=r"data\.prose.* 1 tokens"):
         prose_tokens(language_model, "a", 8)
+
+
+def test_a_broken_model_is_told(language_model):
+    head = language_model.module.get_output_embeddings().weight
+    kept = head.detach().clone()
+    with torch.no_grad():
+        head.fill_(math.nan)
+    try:
+        with pytest.raises(TrainingError, match="loss on prose is nan"):
+            prose_loss(language_model, [1, 2, 3])
+    finally:
+        with torch.no_grad():
+            head.copy_(kept)
 
 
 def with_prose(path, **keys):

@@ -38,6 +38,10 @@ def test_a_run_that_was_scored_at_the_end_only_has_only_the_last_op():
     assert (run.op, run.bwt, run.learned) == ((None, 75), (None, None), None)
 
 
+def test_a_weight_that_began_near_0_may_have_gone_far():
+    assert parse_results(GOOD | {"distance": [0.1, 2500.0]}, "r.json").distance == 2500
+
+
 def test_what_may_be_missing_is_missing():
     bare = {key: GOOD[key] for key in ("schema", "strategy", "seed", "tasks", "scores")}
     run = parse_results(bare | {"op": [80, 75], "bwt": [None, -20], "news": []}, "r.json")
@@ -53,6 +57,7 @@ def test_what_may_be_missing_is_missing():
         ({"distance": 0.1}, "'distance'"),
         ({"distance": [0.1, 0.2, 0.3]}, "at most 2"),
         ({"distance": [0.1, "x"]}, "distance[1]"),
+        ({"distance": [0.1, 1e10]}, "distance[1]"),
         ({"prose_losses": [-0.1]}, "prose_losses[0]"),
         ({"prose_losses": [float("nan")]}, "prose_losses[0]"),
         ({"prose_losses": [1e9]}, "prose_losses[0]"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from cl_mofo.errors import UserError
+from cl_mofo.errors import TrainingError, UserError
 from cl_mofo.evaluation.losses import evaluating
 from cl_mofo.memory import explained
 from cl_mofo.model import LanguageModel, summed_loss
@@ -41,6 +42,9 @@ def prose_loss(language_model: LanguageModel, tokens: list[int], window: int = W
         tokens: of the text, at least 2.
         window: most tokens of a pass, at least 2; of a model with fewer positions, those. The
             first of each pass is given, and not predicted.
+
+    Raises:
+        TrainingError: the loss is not finite.
     """
     positions = getattr(language_model.module.config, "max_position_embeddings", None)
     window = min(window, positions or window)
@@ -53,6 +57,10 @@ def prose_loss(language_model: LanguageModel, tokens: list[int], window: int = W
                 logits = language_model.module(input_ids=ids, use_cache=False).logits
             total += summed_loss(logits[:, :-1], ids[:, 1:]).item()
             count += len(part) - 1
+    if not math.isfinite(total):
+        raise TrainingError(
+            f"the loss on prose is {total}: the model is broken. Lower optimizer.lr"
+        )
     return total / count
 
 

@@ -34,8 +34,10 @@ LONGEST_NAME = 500
 """Characters; a model's may be a path, which is longer."""
 LONGEST_PATH = 4096
 SEEDS = 2**32
-MOST_FIGURE = 700.0
-"""Of a distance or a loss; the exponential of one is still a number."""
+MOST_LOSS = 700.0
+"""Its exponential is still a number."""
+MOST_DISTANCE = 1e9
+"""Relative, to weights that may have begun near 0."""
 ROUNDING = 0.051
 """How far a stored OP or BWT may lie from the one its scores give: one decimal's rounding."""
 
@@ -140,8 +142,8 @@ def parse_results(data: Any, path: str | Path) -> RunResults:
         initial=None if initial is None else _percents(path, "initial", initial, tasks),
         finished=_finished(path, data.get("finished"), None not in scores[-1]),
         cut=data.get("measured") == "headline",
-        distances=_measures(path, "distance", data.get("distance"), len(tasks)),
-        prose_losses=_measures(path, "prose_losses", data.get("prose_losses"), len(tasks) + 1),
+        distances=_measures(path, "distance", data, len(tasks), MOST_DISTANCE),
+        prose_losses=_measures(path, "prose_losses", data, len(tasks) + 1, MOST_LOSS),
     )
     _agrees(path, "op", data["op"], run.op, OP_CONVENTION)
     _agrees(path, "bwt", data["bwt"], run.bwt, BWT_CONVENTION)
@@ -208,16 +210,19 @@ def _number(path: Path, key: str, value: Any, least: float) -> float | None:
     return float(value)
 
 
-def _measures(path: Path, key: str, value: Any, most: int) -> tuple[float, ...]:
-    """Check a list of at most so many figures, each from 0 on; null is an empty one."""
+def _measures(
+    path: Path, key: str, data: dict[str, Any], count: int, most: float
+) -> tuple[float, ...]:
+    """Check a list of at most so many figures, from 0 to `most`; null is an empty one."""
+    value = data.get(key)
     if value is None:
         return ()
-    if not isinstance(value, list) or len(value) > most:
-        _refuse(path, f"'{key}' is {_kind(value)}, not a list of at most {most} figures")
+    if not isinstance(value, list) or len(value) > count:
+        _refuse(path, f"'{key}' is {_kind(value)}, not a list of at most {count} figures")
     for i, figure in enumerate(value):
         number = isinstance(figure, int | float) and not isinstance(figure, bool)
-        if not number or not 0 <= figure <= MOST_FIGURE:  # false for NaN
-            _refuse(path, f"{key}[{i}] is {brief(figure)}, not a number from 0 to {MOST_FIGURE:g}")
+        if not number or not 0 <= figure <= most:  # false for NaN
+            _refuse(path, f"{key}[{i}] is {brief(figure)}, not a number from 0 to {most:g}")
     return tuple(map(float, value))
 
 
