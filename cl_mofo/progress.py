@@ -101,6 +101,8 @@ class Progress:
         Raises:
             DamagedError: it is of another form.
         """
+        if isinstance(found, dict):
+            found = {"prose": []} | found  # of a version without prose
         if not isinstance(found, dict) or found.keys() != {f.name for f in fields(cls)}:
             raise DamagedError("the record of its progress is of another form")
         progress = cls(**found)
