@@ -17,6 +17,8 @@ from cl_mofo.folder import RunFolder
 from cl_mofo.mappings import merge
 from cl_mofo.observer import Observer
 from cl_mofo.recipes import override, read_request
+from cl_mofo.report import load_runs
+from cl_mofo.report.summary import entries
 from cl_mofo.sweep import run_sweep
 from tests.locks import held
 from tests.small_run import data_of
@@ -121,16 +123,18 @@ def test_data_that_have_moved_are_the_same_data_until_they_change(tmp_path):
     (tmp_path / "here").mkdir()
     data_of(tmp_path / "here")
 
-    def told(place):
-        heard = Heard()
+    def told(place, seeds=(1,)):
+        heard, seeds = Heard(), [*seeds]
         recipe = merge(SMALL, {"data": {"suite": "trace", "path": str(place)}})
         recipe = merge(recipe, {"tasks": {"only": ["FOMC"]}})
-        run_sweep(recipe | {"sweep": {"vary": {"seed": [1]}}}, out=tmp_path / "out", observer=heard)
+        varied = {"sweep": {"vary": {"seed": seeds}}}
+        run_sweep(recipe | varied, out=tmp_path / "out", observer=heard)
         return heard.told
 
     assert told(tmp_path / "here") == [(1, None)]
     (tmp_path / "here").rename(tmp_path / "there")
-    assert told(tmp_path / "there") == [(1, "already finished")]
+    assert told(tmp_path / "there", [1, 2]) == [(1, "already finished"), (2, None)]
+    assert [len(row.runs) for row in entries(load_runs([tmp_path / "out"]))] == [2]
     file = tmp_path / "there" / "FOMC" / "test.json"
     file.write_text(json.dumps(json.loads(file.read_text())[1:]))
     with pytest.raises(UserError, match="a run on other data than these"):

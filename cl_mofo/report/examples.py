@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from cl_mofo.errors import UserError
 from cl_mofo.evaluation.significance import Addends, addends
 from cl_mofo.report.results import RunResults
+from cl_mofo.report.settings import data_files
 from cl_mofo.untrusted import MIB, read_bytes, shortened
 
 MOST_BYTES = 1024 * MIB
 MOST_SCORE = 1e6
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class RunExamples:
             final.append(last)
             learned.append(first)
             references.append(right)
-        return cls(run, addends(final, learned), tuple(references), _data_files(run))
+        return cls(run, addends(final, learned), tuple(references), data_files(run.path.parent))
 
     def check_alike(self, other: RunExamples) -> None:
         """Refuse to compare with a run on other test examples.
@@ -149,15 +149,6 @@ def _rows(file: Path) -> list[Any]:
         _refuse(file, f"cannot be read ({error.strerror or error})")
     except (ValueError, RecursionError) as error:
         _refuse(file, f"is not JSON, line by line: {brief(str(error))}")
-
-
-def _data_files(run: RunResults) -> dict[str, str]:
-    """Return the SHA-256 of each data file; nothing where there is no manifest that says so."""
-    try:
-        told = json.loads(read_bytes(run.path.parent / MANIFEST, 16 * MIB))["data"]
-        return {str(name): str(digest) for name, digest in told.items()}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return {}
 
 
 def _refuse(file: Path, what: str) -> NoReturn:

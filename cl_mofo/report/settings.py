@@ -6,6 +6,7 @@ wants to see in what they differ: `mofo (mofo.update_fraction=0.1)`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,16 @@ from cl_mofo.errors import UserError
 from cl_mofo.untrusted import MIB, read_bytes, shortened
 
 FILE_NAME = "recipe.yaml"
+MANIFEST = "manifest.json"
 SHOWN = 20
 """Keys in which recipes differ that a label names."""
+PROSE = "prose"
+"""What a manifest calls the text of `data.prose`."""
 _NO_MATTER = frozenset({"seed", "strategy", "save_model", "evaluation.cache"})
 
 Settings = Mapping[str, str]
-"""Dotted recipe key -> value as JSON; empty where a run has no recipe."""
+"""Dotted recipe key -> value as JSON; empty where a run has no recipe. `data.path` and `data.prose`
+are what the data were, as far as a manifest says so: they may have moved, or changed in place."""
 
 
 def read_settings(folder: Path, strategy: str) -> Settings:
@@ -49,7 +54,24 @@ def read_settings(folder: Path, strategy: str) -> Settings:
         raise UserError(f"{file}: is not a recipe: a mapping is expected")
     used = Recipe.model_fields.keys() | {name.strip() for name in strategy.split("+")}
     kept = {key: value for key, value in recipe.items() if key in used - _NO_MATTER}
-    return {key: value for key, value in _leaves(kept, "") if key not in _NO_MATTER}
+    told = {key: value for key, value in _leaves(kept, "") if key not in _NO_MATTER}
+    return told | (_content(data_files(folder)) if told else {})
+
+
+def data_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each data file of a run; nothing where no manifest says so."""
+    try:
+        told = json.loads(read_bytes(folder / MANIFEST, 16 * MIB))["data"]
+        return {str(name): str(digest) for name, digest in told.items()}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _content(files: Mapping[str, str]) -> Settings:
+    suite = json.dumps(sorted((name, told) for name, told in files.items() if name != PROSE))
+    found = {"data.path": hashlib.sha256(suite.encode()).hexdigest()} if files else {}
+    found |= {"data.prose": files[PROSE]} if PROSE in files else {}
+    return {key: json.dumps(f"SHA-256 {digest[:12]}") for key, digest in found.items()}
 
 
 def differences(recipes: Sequence[Settings]) -> list[str]:
