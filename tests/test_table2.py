@@ -12,10 +12,12 @@ import pytest
 
 import cl_mofo
 from benchmarks.table2 import page
+from benchmarks.table2.choices import choices, remarks
 from benchmarks.table2.prose import prose
 from cl_mofo.mappings import merge
 from cl_mofo.recipes import read_recipe
-from cl_mofo.report import load_runs
+from cl_mofo.report import load_results, load_runs
+from tests.report_runs import make
 from tests.small_run import SMALL, data_of
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +53,8 @@ def made(tmp_path_factory):
     cl_mofo.run_sweep(with_prose | {"sweep": table}, out=out / "table")
     rates = {"vary": {"optimizer.lr": [1e-4, 1e-3]}}
     cl_mofo.run_sweep(small | {"sweep": rates}, out=out / "rates")
-    page.main(out, out / "docs")
+    (out / "opening.md").write_text("# A small table\n", "utf-8")
+    page.main(out, out / "docs", out / "opening.md")
     return (out / "docs" / page.PAGE).read_text("utf-8"), load_runs([out / "table"]), out
 
 
@@ -66,6 +69,57 @@ def test_the_page_has_the_runs_figures_beside_the_papers(made):
     sha = json.loads((out / "table/mofo-seed1/manifest.json").read_text())["data"]["prose"]
     assert sha in text
     assert "1e-04" in text or "0.0001" in text
+    assert text.startswith("# A small table\n")
+
+
+def test_the_page_says_from_when_to_when(made):
+    _, runs, out = made
+    file = out / "table/mofo-seed1/manifest.json"
+    kept = file.read_text()
+    file.write_text(json.dumps(json.loads(kept) | {"started": "2020-01-02T03:04:05"}))
+    told = page.manifest(runs)
+    file.write_text(kept)
+    last = max(
+        json.loads((run.path.parent / "manifest.json").read_text())["started"] for run in runs
+    )
+    assert f"- dates: 2020-01-02 to {last[:10]}\n" in told
+
+
+def test_runs_that_the_opening_does_not_describe_need_another(made):
+    with pytest.raises(SystemExit, match=r"data\.train_limit is .*--opening"):
+        page.main(made[2], made[2] / "docs")
+
+
+def tried_run(folder, strategy, rate, op=50.0, distance=0.5):
+    counts = {"A": {"train": 8, "eval": 25, "test": 4}}
+    run = make(folder, [[op]], tasks=["A"], strategy=strategy, distance=[distance], examples=counts)
+    (folder / "recipe.yaml").write_text(f"optimizer: {{lr: {rate}}}\n")
+    return load_results(run.path)
+
+
+def test_what_was_chosen_and_what_was_not_is_told(tmp_path):
+    tried = [  # the best: hft 2, of a tie the closest; mofo 1, at the grid's end
+        tried_run(tmp_path / "rates/h1", "hft", 1, 50),
+        tried_run(tmp_path / "rates/h2", "hft", 2, 60, 0.1),
+        tried_run(tmp_path / "rates/h3", "hft", 3, 60, 0.2),
+        tried_run(tmp_path / "rates/m1", "mofo", 1, 60),
+        tried_run(tmp_path / "rates/m2", "mofo", 2, 50),
+    ]
+    table = [
+        tried_run(tmp_path / "t" / name, name, rate)
+        for name, rate in (("hft", 3), ("mofo", 1), ("gem", 2))
+    ]
+    ends, other, some, blind = remarks(tried, table, "optimizer.lr")
+    assert ends.endswith(": mofo (1).")
+    assert "another value than the best for: hft (3)." in other
+    assert some.endswith(": mofo.")
+    assert "nothing was chosen, for: gem (2)." in blind
+    text = choices(tmp_path, table)
+    assert "| hft | 50.0 / – / 50.0 | **60.0 / – / 60.0** | 60.0 / – / 60.0 |" in text
+    # 25 examples of one task, half of them right: 100 sqrt(0.25 / 25).
+    assert "8 training and 25 validation examples; seed 1" in text
+    assert "up to 10.0 points" in text
+    assert blind in text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@
 # benchmarks/gpu/collect_wheels.sh. `run` makes the model of what lies there, and as many of the
 # recipe's runs as time allows; finished ones come back in RESULTS/table2.tar.gz, and are not made again
 # if that file lies in PACK/0. OPTIONs go to `cl-mofo run`. Where that file is unpacked,
-# `python -m benchmarks.table2.page out` makes a page of it.
+# `python -m benchmarks.table2.page out --opening FILE.md` makes a page of it, which begins with FILE.md:
+# how the runs were made.
 #
 #     COMMAND  `run`, or `tune --grid optimizer.lr=5e-5,1e-4,2e-4 --share 0.2` or the like
 #     RECIPE   table2-smollm2
@@ -68,7 +69,9 @@ run() {
     local command=$1 folder=table # as benchmarks.table2.page has them
     [[ $command == tune ]] && folder=rates
     shift
-    timeout --signal TERM --kill-after 30 $((${LIMIT:-520} - SECONDS + began)) "$python" -m cl_mofo \
+    local seconds=$((${LIMIT:-520} - SECONDS + began))
+    ((seconds > 0)) || { echo "no time is left for runs: the same command goes on" >&2 && exit 75; }
+    timeout --signal TERM --kill-after 30 "$seconds" "$python" -m cl_mofo \
         "$command" "${RECIPE:-table2-smollm2}" --model "$MODEL" \
         --out "$work/out/$folder" "$@"
     local code=$?
@@ -79,5 +82,5 @@ run() {
 
 case ${1:-} in
 collect | run) "$@" ;;
-*) sed -n '2,22p' "$0" && exit 2 ;;
+*) sed -n '2,20p' "$0" && exit 2 ;;
 esac

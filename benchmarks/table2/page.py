@@ -1,20 +1,24 @@
 """Write docs/results/table2-smollm2.md from the runs that `benchmarks/table2/run.sh` leaves.
 
-    python -m benchmarks.table2.page OUT [--docs docs/results]
+    python -m benchmarks.table2.page OUT [--docs docs/results] [--opening FILE.md]
 
 OUT has the folders `table`, `rates` and `fractions`. Every figure on the page is out of the runs'
-files, and every verdict follows from figures by the rule that the page states.
+files, and every verdict follows from figures by the rule that the page states. opening.md says how
+the runs were made, if they are of the recipe for a CPU; of others FILE.md does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.table2.choices import choices, results_of
+from cl_mofo.recipes import read_recipe
 from cl_mofo.report import RunResults, closeness, entries, load_runs
 from cl_mofo.report.comparison import Comparison, compare
 from cl_mofo.report.paper import PaperFigures, paper_table, strategy_key
@@ -23,6 +27,8 @@ from cl_mofo.report.text import ABSENT, markdown_table, number
 
 PAGE, PICTURE = "table2-smollm2.md", "table2-smollm2-closeness.png"
 BASELINE = "sequential"
+RECIPE = "table2-smollm2-cpu"
+"""What opening.md describes."""
 
 CLAIMS = (
     ("MoFO above Default FT", "mofo", "sequential"),
@@ -41,32 +47,49 @@ CLAIMS = (
 """What the paper's Table 2 shows in OP and in BWT: (text, better, worse)."""
 
 
-def main(out: Path, docs: Path) -> None:
-    """Write the page and its picture."""
+def main(out: Path, docs: Path, opening: Path | None = None) -> None:
+    """Write the page and its picture.
+
+    Raises:
+        SystemExit: nothing says how the runs were made.
+    """
     runs = load_runs([out / "table"])
+    if opening is None:
+        _check_recipe(runs)
+        opening = Path(__file__).parent / "opening.md"
     docs.mkdir(parents=True, exist_ok=True)
     closeness(runs, docs / PICTURE)
     parts = [
-        (Path(__file__).parent / "opening.md").read_text("utf-8").strip(),
+        opening.read_text("utf-8").strip(),
         made(runs),
         "## The table\n\n" + table(runs),
         "## The paper's orderings\n\n" + orderings(runs),
         "## Is it more than noise?\n\n" + noise(runs),
         "## Closer means less forgotten?\n\n" + nearness(runs),
-        "## What was chosen on validation data\n\n" + choices(out),
+        "## What was chosen on validation data\n\n" + choices(out, runs),
         "## Manifest\n\n" + manifest(runs),
     ]
     (docs / PAGE).write_text("\n\n".join(parts) + "\n", "utf-8")
     print(f"{docs / PAGE}: {len(runs)} runs")
 
 
+def _check_recipe(runs: Sequence[RunResults]) -> None:
+    recipe = read_recipe(RECIPE)
+    for section, key in (("data", "train_limit"), ("tasks", "epochs"), ("optimizer", "batch_size")):
+        for run in runs:
+            told = run.settings.get(f"{section}.{key}")
+            if told != json.dumps(recipe[section][key]):
+                sys.exit(
+                    f"{run.path.parent}: {section}.{key} is {told}, so it is no run of {RECIPE}, "
+                    f"which the page's opening describes. Describe the runs in --opening FILE.md"
+                )
+
+
 def made(runs: Sequence[RunResults]) -> str:
     """Say how many runs there are, and how long they took."""
     done = [run for run in runs if run.finished]
-    hours = sum(sum(_results(run)["seconds"].values()) for run in done) / 3600
-    said = (
-        f"{len(done)} runs, {hours:.1f} hours of one thread in all (two at a time: half of that)."
-    )
+    hours = sum(sum(results_of(run)["seconds"].values()) for run in done) / 3600
+    said = f"{len(done)} runs, {hours:.1f} hours in all if they had been made one after another."
     missing = len(runs) - len(done)
     return said + (f" {missing} more have begun and are not done." if missing else "")
 
@@ -116,7 +139,8 @@ def orderings(runs: Sequence[RunResults]) -> str:
     return (
         f"{markdown_table(head, body)}\n\nDifferences in points, between runs of the same seed. "
         "Reproduced: `yes` if the sign is the paper's in every seed, of three or more; `in the "
-        "mean` if the mean's is; else `no`. `one seed` tells that there is no more."
+        "mean` if the mean's is; else `no`. `one seed` tells that there is no more. Between equal "
+        "strategies three seeds have the paper's sign all by chance in one case of eight."
     )
 
 
@@ -195,51 +219,13 @@ def rank(xs: Sequence[Any], ys: Sequence[Any]) -> str:
     return f"{spearmanr(xs, ys).statistic:+.2f}"
 
 
-def choices(out: Path) -> str:
-    """Return what each fraction and each learning rate scored on validation data."""
-    return "\n\n".join(
-        f"{said}\n\n{tried(load_runs([out / folder]), key)}"
-        for folder, key, said in (
-            ("fractions", "mofo.update_fraction", "MoFO's update fraction, at the rate 2e-4:"),
-            ("rates", "optimizer.lr", "The learning rate of every row, the same three for each:"),
-        )
-        if (out / folder).is_dir()
-    ) + (
-        "\n\nOP / BWT / learned on the proxy: four tasks (FOMC, Py150, ScienceQA, NumGLUE-ds), 64 "
-        "training and 40 validation examples of each, seed 42. In bold the highest OP, which is "
-        "what the recipe has."
-    )
-
-
-def tried(runs: Sequence[RunResults], key: str) -> str:
-    """Return a table of strategies and values of a key."""
-    cells: dict[str, dict[float, RunResults]] = {}
-    for run in runs:
-        if run.finished:
-            cells.setdefault(run.strategy, {})[float(run.settings[key])] = run
-    values = sorted({value for row in cells.values() for value in row})
-    body = []
-    for strategy, row in cells.items():
-        best = max(row.values(), key=lambda run: run.op[-1] or 0.0)
-        body.append([strategy])
-        for value in values:
-            run = row.get(value)
-            text = (
-                ABSENT
-                if run is None
-                else " / ".join(number(figure) for figure in (run.op[-1], run.bwt[-1], run.learned))
-            )
-            body[-1].append(f"\0{text}\0" if run is best and len(row) > 1 else text)
-    made = markdown_table(["strategy", *(f"{value:g}" for value in values)], body)
-    return made.replace("\0", "**")
-
-
 def manifest(runs: Sequence[RunResults]) -> str:
     """Return versions, commits, hardware and hashes of the runs."""
     kept = [json.loads((run.path.parent / "manifest.json").read_text("utf-8")) for run in runs]
     seeds = sorted({run.seed for run in runs})
+    dates = [k["started"][:10] for k in kept]
     lines = {
-        "dates": " to ".join(sorted({k["started"][:10] for k in kept})[:: max(1, len(kept) - 1)]),
+        "dates": " to ".join(sorted({min(dates), max(dates)})),
         "commits": ", ".join(sorted({str(k["commit"])[:12] for k in kept})),
         "hardware": "; ".join(sorted({_hardware(k["hardware"]) for k in kept})),
         "versions": "; ".join(sorted({_listed(k["versions"]) for k in kept})),
@@ -263,11 +249,6 @@ def _listed(kept: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in kept.items() if value is not None)
 
 
-def _results(run: RunResults) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads(run.path.read_text("utf-8"))
-    return results
-
-
 def _mean(figure: Stat, digits: int = 1) -> str:
     if figure.mean is None:
         return ABSENT
@@ -286,5 +267,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
+    parser.add_argument("--opening", type=Path)
     given = parser.parse_args()
-    main(given.out, given.docs)
+    main(given.out, given.docs, given.opening)
