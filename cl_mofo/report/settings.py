@@ -67,7 +67,7 @@ def data_files(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _content(files: Mapping[str, str]) -> Settings:
+def _content(files: Mapping[str, str]) -> dict[str, str]:
     suite = json.dumps(sorted((name, told) for name, told in files.items() if name != PROSE))
     found = {"data.path": hashlib.sha256(suite.encode()).hexdigest()} if files else {}
     found |= {"data.prose": files[PROSE]} if PROSE in files else {}
