@@ -177,3 +177,18 @@ def test_a_folder_of_runs_is_reported_whole(tmp_path):
     assert frame.loc["hft", "BWT"] == -12  # -3 * (1 + ... + 7) / 7
     assert frame.loc["mofo", "n"] == 3
     assert math.isnan(frame.loc["mofo", "FOMC"])
+
+
+def test_a_tunings_rows_are_told_apart_and_have_no_figures_of_the_papers(tmp_path):
+    for seed, split in ((1, "test"), (2, "eval")):
+        run = make(tmp_path / split, SEEDS[seed], seed=seed)
+        (run.path.parent / "recipe.yaml").write_text(f"evaluation: {{split: {split}}}\n")
+    tuned = entries(load_runs([tmp_path / "eval"]), paper=True)
+    assert notes(tuned)[1] == "Scored on validation data, not on the test split: all rows"
+    both = entries(load_runs([tmp_path]), paper=True)
+    figures = {entry.runs[0].split: entry.paper for entry in both if entry.runs}
+    assert figures["eval"] is None
+    assert figures["test"].op == paper_table()["mofo",].op
+    label = 'mofo (evaluation.split="eval")'
+    assert f"Scored on validation data, not on the test split: {label}" in notes(both)
+    assert not any("validation" in note for note in notes(entries(three_seeds(tmp_path / "more"))))

@@ -177,7 +177,7 @@ def _finished(
         tuple(distinct),
         group.variant,
         repeats=repeats,
-        paper=figures.get(group.key),
+        paper=figures.get(group.key) if distinct[0].split == "test" else None,
     )
     if len({run.seed for run in distinct}) == len(distinct):
         return [entry]
@@ -225,6 +225,10 @@ def notes(table: Sequence[Entry]) -> list[str]:
             "Runs of one strategy and seed with different scores are not averaged: each has its "
             "own row, with its folder's name"
         )
+    made = [entry for entry in table if entry.runs]
+    if validation := [_name(entry) for entry in made if entry.runs[0].split != "test"]:
+        which = "all rows" if len(validation) == len(made) else "; ".join(validation)
+        said.append(f"Scored on validation data, not on the test split: {which}")
     if repeats := sum(entry.repeats for entry in table):
         said.append(f"Runs that repeat another's seed and scores count once ({repeats} left out)")
     if len({entry.setting for entry in table}) > 1:
@@ -235,3 +239,7 @@ def notes(table: Sequence[Entry]) -> list[str]:
             "compare them only with runs of that model on that data"
         )
     return said
+
+
+def _name(entry: Entry) -> str:
+    return f"{entry.strategy} ({entry.variant})" if entry.variant else entry.strategy
