@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.table2.choices import choices, results_of
+from cl_mofo.errors import UserError
 from cl_mofo.recipes import read_recipe
 from cl_mofo.report import RunResults, closeness, entries, load_runs
 from cl_mofo.report.comparison import Comparison, compare
@@ -269,4 +270,7 @@ if __name__ == "__main__":
     parser.add_argument("--docs", type=Path, default=Path("docs/results"))
     parser.add_argument("--opening", type=Path)
     given = parser.parse_args()
-    main(given.out, given.docs, given.opening)
+    try:
+        main(given.out, given.docs, given.opening)
+    except UserError as error:
+        sys.exit(str(error))
