@@ -220,14 +220,10 @@ class _Draws(NamedTuple):
 
 def _addends(base: Entry, table: Sequence[Entry]) -> dict[Path, Addends]:
     """Return what the examples of every run add to its figures, by the run's path."""
-    found: dict[Path, Addends] = {}
-    first = RunExamples.of(base.runs[0])
-    for entry in table:
-        for run in entry.runs:
-            examples = RunExamples.of(run)
-            examples.check_alike(first)
-            found[run.path] = examples.addends
-    return found
+    found = {run.path: RunExamples.of(run) for entry in table for run in entry.runs}
+    for examples in found.values():
+        examples.check_alike(found[base.runs[0].path])
+    return {path: examples.addends for path, examples in found.items()}
 
 
 def _over_seeds(differences: Sequence[Compared]) -> Iterator[OverSeeds]:
