@@ -178,11 +178,13 @@ class Console(Observer):
     def tuned(self, tuned: Tuned) -> None:
         """Print what came out of a tuning, and how to go on."""
         from cl_mofo.report.tuning import tuning_table
+        from cl_mofo.tuning import BEST
 
         self.console.print(tuning_table(tuned))
         if tuned.best is None:
             self._say(
                 f"No recipe is written, as not every strategy has a best one ({tuned.folder})"
+                + ("; the best.yaml there is of before" if (tuned.folder / BEST).exists() else "")
             )
         else:
             imports = [word for path in tuned.imports for word in ("--import", str(path))]

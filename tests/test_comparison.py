@@ -88,6 +88,14 @@ def test_intervals_are_as_wide_as_the_examples_say(runs):
     assert narrow.high - narrow.low < 50
 
 
+def test_an_interval_without_width_is_no_certainty(runs, tmp_path):
+    assert any("without width" in note for note in compare(runs, "sequential", resamples=9).notes)
+    varied = {"final": ([100, 0, 100], [0, 50]), "learned": ([100, 100, 0], None)}
+    other = written(tmp_path / "other", **varied, strategy="mofo", seed=1)
+    found = compare([runs[0], other], "sequential", resamples=99)
+    assert not any("without width" in note for note in found.notes)
+
+
 def test_the_same_call_gives_the_same_figures_however_many_runs_there_are(runs):
     whole = compare(runs, "sequential", resamples=50)
     assert whole == compare(runs, "sequential", resamples=50)

@@ -191,6 +191,12 @@ def test_without_a_best_no_recipe_is_written(monkeypatch, tmp_path, error, state
     assert found.contests[0].best == 0
     assert found.best is None
     assert not (tmp_path / "out" / "best.yaml").exists()
+    text = io.StringIO()
+    Console(RichConsole(file=text, width=200)).tuned(found)
+    (tmp_path / "out" / "best.yaml").write_text("strategy: mofo\n")
+    Console(RichConsole(file=text, width=200)).tuned(found)
+    assert text.getvalue().count("No recipe is written") == 2
+    assert text.getvalue().count("the best.yaml there is of before") == 1
 
 
 def test_what_another_process_runs_is_waited_for(monkeypatch, tmp_path):

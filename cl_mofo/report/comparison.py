@@ -6,6 +6,7 @@ interval and a p value (cl_mofo/evaluation/significance.py), and the differences
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -197,7 +198,8 @@ class _Draws(NamedTuple):
 
     def notes(self, differences: Sequence[Compared]) -> list[str]:
         """Say what the figures are, and what they do not cover."""
-        tests = sum(figure.p is not None for row in differences for figure in (row.op, row.bwt))
+        apart = [figure for row in differences for figure in (row.op, row.bwt)]
+        tests = sum(figure.p is not None for figure in apart)
         said = [
             f"{OP_CONVENTION}; {BWT_CONVENTION}; all in percent",
             f"In brackets: {self.confidence * 100:g}% percentile bootstrap intervals over "
@@ -215,6 +217,8 @@ class _Draws(NamedTuple):
             "The p values of several seeds share their test examples, so that they are not pooled "
             "(Fisher's method takes independent ones)",
             f"Nothing is corrected for there being {tests} p values; Holm's method would",
+            *["An interval without width is that of examples which all differ alike, not certainty"]
+            * any(f.low is not None and math.isclose(f.low, f.high or 0.0) for f in apart),
         ]
 
 
