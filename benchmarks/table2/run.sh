@@ -43,7 +43,7 @@ proxy=(--set 'tasks.only=[FOMC, Py150, ScienceQA, NumGLUE-ds]' --set data.train_
 if wanted tune; then
     share tune "$recipe" --strategy mofo "${proxy[@]}" --set optimizer.lr=2e-4 \
         --grid mofo.update_fraction=0.05,0.1,0.15,0.2,0.4,0.8 --out "$out/fractions" || exit
-    share tune "$recipe" "${proxy[@]}" --grid optimizer.lr=5e-5,2e-4,8e-4 --out "$out/rates" || exit
+    share tune "$recipe" "${proxy[@]}" --grid optimizer.lr=1.25e-5,5e-5,2e-4,8e-4 --out "$out/rates" || exit
 fi
 if wanted table; then
     share run "$recipe" --out "$out/table" || exit
