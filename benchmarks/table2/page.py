@@ -20,8 +20,14 @@ from typing import Any
 from benchmarks.table2.choices import choices, results_of
 from cl_mofo.errors import UserError
 from cl_mofo.recipes import read_recipe
-from cl_mofo.report import RunResults, closeness, entries, load_runs
-from cl_mofo.report.comparison import Comparison, compare
+from cl_mofo.report import (
+    RunResults,
+    closeness,
+    compare,
+    entries,
+    load_runs,
+    render_comparison,
+)
 from cl_mofo.report.paper import PaperFigures, paper_table, strategy_key
 from cl_mofo.report.summary import CONVENTION, Stat
 from cl_mofo.report.text import ABSENT, markdown_table, number
@@ -54,7 +60,9 @@ def main(out: Path, docs: Path, opening: Path | None = None) -> None:
     Raises:
         SystemExit: nothing says how the runs were made.
     """
-    runs = load_runs([out / "table"])
+    rows = [row["strategy"] for row in read_recipe(RECIPE)["sweep"]["rows"]]
+    found = load_runs([out / "table"])
+    runs = sorted(found, key=lambda run: rows.index(run.strategy) if run.strategy in rows else 99)
     if opening is None:
         _check_recipe(runs)
         opening = Path(__file__).parent / "opening.md"
@@ -174,20 +182,8 @@ def differences(runs: Iterable[RunResults], one: str, other: str, name: str) -> 
 
 def noise(runs: Sequence[RunResults]) -> str:
     """Return intervals of every run, and tests against the baseline seed by seed."""
-    found: Comparison = compare(runs, BASELINE)
-    head = ["strategy", "seed", "OP", "BWT", f"OP less {BASELINE}'s", "p", "BWT less", "p"]
-    apart = {(row.label, row.seed): row for row in found.differences}
-    body = []
-    for row in found.runs:
-        other = apart.get((row.label, row.seed))
-        body.append([row.label, str(row.seed), _estimate(row.op), _estimate(row.bwt)])
-        for figure in (other.op, other.bwt) if other else ():
-            body[-1] += [
-                _estimate(figure, sign=True),
-                ABSENT if figure.p is None else f"{figure.p:.4f}",
-            ]
-        body[-1] += [ABSENT] * (len(head) - len(body[-1]))
-    return f"{markdown_table(head, body)}\n\n" + "\n".join(f"- {note}." for note in found.notes)
+    _, tables = render_comparison(compare(runs, BASELINE)).split("\n\n", 1)  # not the model's path
+    return tables.strip()
 
 
 def nearness(runs: Sequence[RunResults]) -> str:
@@ -235,9 +231,9 @@ def manifest(runs: Sequence[RunResults]) -> str:
         ),
         "seeds": ", ".join(map(str, seeds)),
     }
-    data = {name: digest for k in kept for name, digest in k["data"].items()}
+    data = {(name, digest) for k in kept for name, digest in k["data"].items()}
     said = "\n".join(f"- {key}: {value}" for key, value in lines.items())
-    hashes = "\n".join(f"{digest}  {name}" for name, digest in sorted(data.items()))
+    hashes = "\n".join(f"{digest}  {name}" for name, digest in sorted(data))
     folded = f"<details><summary>SHA-256 of the data</summary>\n\n```\n{hashes}\n```\n\n</details>"
     return f"{said}\n\n{folded}"
 
@@ -255,13 +251,6 @@ def _mean(figure: Stat, digits: int = 1) -> str:
         return ABSENT
     spread = "" if figure.std is None else f" ± {figure.std:.{digits}f}"
     return f"{figure.mean:.{digits}f}{spread}"
-
-
-def _estimate(figure: Any, *, sign: bool = False) -> str:
-    if figure.value is None:
-        return ABSENT
-    shape = "+.1f" if sign else ".1f"
-    return f"{figure.value:{shape}} [{figure.low:{shape}}, {figure.high:{shape}}]"
 
 
 if __name__ == "__main__":

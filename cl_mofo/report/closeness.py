@@ -33,6 +33,7 @@ def closeness(runs: Sequence[RunResults], path: str | Path) -> None:
     points = [(name, there) for name, there in points if there]
     if not points:
         raise UserError("no finished run has a distance to draw")
+    farthest = max(run.distance or 0.0 for _, there in points for run in there)
     grown = any(run.perplexities for _, there in points for run in there)
     figure = Figure(figsize=(10.5 if grown else 6.5, 4.6), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 2 if grown else 1, squeeze=False)[0]
@@ -57,7 +58,7 @@ def closeness(runs: Sequence[RunResults], path: str | Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("distance to the initial weights, D")
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.06 * farthest or 1)
     legend = figure.legend(loc="outside upper center", ncols=5, frameon=False, fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)
