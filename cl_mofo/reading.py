@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from cl_mofo.console import terminal
 from cl_mofo.errors import UserError
@@ -79,7 +80,8 @@ def compare(
     if form not in report.FORMATS:
         raise UserError(f"--format {form}: choose {', '.join(report.FORMATS)}")
     found = report.load_runs(runs)
-    compared = report.compare(found, baseline, confidence=confidence, resamples=resamples)
+    with Console(stderr=True).status("drawing test sets"):
+        compared = report.compare(found, baseline, confidence=confidence, resamples=resamples)
     if form == "terminal":
         terminal().print(report.terminal_comparison(compared))
     else:
