@@ -15,6 +15,9 @@ from cl_mofo.options import ImportOption, SetOption, examples
 
 commands = typer.Typer()
 
+RunsArgument = Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")]
+FormatOption = Annotated[str, typer.Option("--format", help="terminal, markdown, csv or latex.")]
+
 
 @commands.command(
     epilog=examples(
@@ -23,10 +26,8 @@ commands = typer.Typer()
     )
 )
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
-    form: Annotated[
-        str, typer.Option("--format", help="terminal, markdown, csv or latex.")
-    ] = "terminal",
+    runs: RunsArgument,
+    form: FormatOption = "terminal",
     paper: Annotated[
         bool, typer.Option("--paper", help="Add the MoFO paper's Table 2 beside ours.")
     ] = False,
@@ -57,14 +58,12 @@ def report(
     )
 )
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+    runs: RunsArgument,
     baseline: Annotated[
         str,
         typer.Option(help="The strategy that others are compared with, or a row's whole label."),
     ],
-    form: Annotated[
-        str, typer.Option("--format", help="terminal, markdown, csv or latex.")
-    ] = "terminal",
+    form: FormatOption = "terminal",
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     resamples: Annotated[
         int, typer.Option(help="Test sets drawn for intervals, and permutations for p values.")

@@ -7,14 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cl_mofo.evaluation import figure
+from cl_mofo.evaluation import ResultMatrix, figure
 from cl_mofo.report.settings import Settings
 from cl_mofo.untrusted import printable
-
-if TYPE_CHECKING:
-    from cl_mofo.evaluation import ResultMatrix
 
 OP_CONVENTION = "OP_t = mean over i<=t of R[t,i]"
 BWT_CONVENTION = "BWT_t = mean over i<t of (R[t,i] - R[i,i]), divisor t-1, signed"
@@ -108,6 +104,4 @@ class RunResults:
 
     @cached_property
     def _matrix(self) -> ResultMatrix:
-        from cl_mofo.evaluation import ResultMatrix
-
         return ResultMatrix(self.tasks, self.scores)
