@@ -153,7 +153,7 @@ class Console(Observer):
         """Say which of a sweep's runs is next, or why it is skipped."""
         reason = f": skipped, {skipped} ({folder})" if skipped else ""
         self.console.print(
-            printable(f"run {number} of {total}: {recipe.strategy}, seed {recipe.seed}{reason}"),
+            printable(f"run {number} of {total}: {folder.name}{reason}"),
             style=None if skipped else "bold",
             highlight=False,
             markup=False,

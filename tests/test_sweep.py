@@ -327,7 +327,7 @@ def test_an_interrupt_stops_all_runs_and_the_same_command_goes_on(tmp_path, monk
         cli.run(str(file), out=tmp_path)
     assert caught.value.code == 130
     told = capsys.readouterr()
-    assert "run 1 of 2: sequential, seed 42\n" in told.out
+    assert "run 1 of 2: sequential\n" in told.out
     assert "run 2" not in told.out
     assert told.err.endswith(
         f"To go on: cl-mofo resume {tmp_path}/sequential\n"
@@ -345,7 +345,7 @@ def test_the_console_says_which_run_is_next_and_shows_the_table(done):
     console = Console(RichConsole(file=text, width=120))
     run_sweep(TWO, out=folder, observer=console)
     for part in (
-        f"run 2 of 2: mofo, seed 42: skipped, already finished ({folder / 'mofo'})",
+        f"run 2 of 2: mofo: skipped, already finished ({folder / 'mofo'})",
         "divisor t-1",
         f"this table again: cl-mofo report {folder}",
     ):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import cl_mofo
-from benchmarks.table2 import page
-from benchmarks.table2.choices import choices, remarks
+from benchmarks.table2 import orderings, page
+from benchmarks.table2.choices import beyond, choices, remarks
 from benchmarks.table2.prose import prose
 from cl_mofo.mappings import merge
 from cl_mofo.recipes import read_recipe
@@ -51,6 +52,14 @@ def made(tmp_path_factory):
     table = {"rows": rows, "vary": {"seed": [1, 2]}}
     with_prose = merge(small, {"data": {"prose": str(out / "prose.txt")}})
     cl_mofo.run_sweep(with_prose | {"sweep": table}, out=out / "table")
+    (out / "same_rate").mkdir()
+    for seed in (1, 2):  # of one rate here, as all are
+        name = f"sequential-seed{seed}"
+        shutil.copytree(out / "table" / name, out / "same_rate" / name)
+    shutil.copytree(out / "table" / "sequential-seed1", out / "before")
+    kept = json.loads((out / "before/results.json").read_text())
+    kept["initial"] = [10.0 * number for number, _ in enumerate(kept["tasks"], 1)]
+    (out / "before/results.json").write_text(json.dumps(kept))
     rates = {"vary": {"optimizer.lr": [1e-4, 1e-3]}}
     cl_mofo.run_sweep(small | {"sweep": rates}, out=out / "rates")
     (out / "opening.md").write_text("# A small table\n", "utf-8")
@@ -69,7 +78,18 @@ def test_the_page_has_the_runs_figures_beside_the_papers(made):
     sha = json.loads((out / "table/mofo-seed1/manifest.json").read_text())["data"]["prose"]
     assert sha in text
     assert "1e-04" in text or "0.0001" in text
+    count = len(runs[0].tasks)
+    cells = [5.0 * (count + 1), *(10.0 * number for number in range(1, count + 1))]
+    assert f"| before any training | {' | '.join(map(str, cells))} |" in text
     assert text.startswith("# A small table\n")
+
+
+def test_the_page_has_the_baseline_at_mofos_rate(made):
+    text, runs, out = made
+    last = {run.path.parent.name: run.op[-1] for run in runs}
+    apart = ", ".join(f"{last[f'mofo-seed{s}'] - last[f'sequential-seed{s}']:+.1f}" for s in (1, 2))
+    assert f"MoFO minus sequential, seed by seed: OP {apart}; BWT " in text
+    assert page.one_rate(out / "docs", runs) == []
 
 
 def test_the_page_says_from_when_to_when(made):
@@ -98,7 +118,7 @@ def tried_run(folder, strategy, rate, op=50.0, distance=0.5):
 
 
 def test_what_was_chosen_and_what_was_not_is_told(tmp_path):
-    tried = [  # the best: hft 2, of a tie the closest; mofo 1, at the grid's end
+    tried = [  # the best: hft 2, of a tie the closest; mofo 1, below which nothing was tried
         tried_run(tmp_path / "rates/h1", "hft", 1, 50),
         tried_run(tmp_path / "rates/h2", "hft", 2, 60, 0.1),
         tried_run(tmp_path / "rates/h3", "hft", 3, 60, 0.2),
@@ -109,17 +129,26 @@ def test_what_was_chosen_and_what_was_not_is_told(tmp_path):
         tried_run(tmp_path / "t" / name, name, rate)
         for name, rate in (("hft", 3), ("mofo", 1), ("gem", 2))
     ]
-    ends, other, some, blind = remarks(tried, table, "optimizer.lr")
+    ends, other, blind = remarks(tried, table, "optimizer.lr")
     assert ends.endswith(": mofo (1).")
     assert "another value than the best for: hft (3)." in other
-    assert some.endswith(": mofo.")
     assert "nothing was chosen, for: gem (2)." in blind
     text = choices(tmp_path, table)
     assert "| hft | 50.0 / – / 50.0 | **60.0 / – / 60.0** | 60.0 / – / 60.0 |" in text
     # 25 examples of one task, half of them right: 100 sqrt(0.25 / 25).
     assert "8 training and 25 validation examples; seed 1" in text
     assert "up to 10.0 points" in text
+    assert "| mofo | **60.0 / – / 60.0** | 50.0 / – / 50.0 | – |" in text
     assert blind in text
+
+
+def test_the_rates_go_on_past_the_best_until_it_is_not_at_their_end(tmp_path):
+    scores = {5e-5: 30, 2e-4: 20, 1.25e-5: 40, 3.125e-6: 10}
+    runs = []
+    for rate, following in ((5e-5, None), (2e-4, 1.25e-5), (1.25e-5, 3.125e-6), (3.125e-6, None)):
+        runs.append(tried_run(tmp_path / str(rate), "hft", rate, scores[rate]))
+        if len(runs) > 1:
+            assert beyond(runs, "hft") == following
 
 
 @pytest.mark.parametrize(
@@ -136,13 +165,13 @@ def test_what_was_chosen_and_what_was_not_is_told(tmp_path):
     ],
 )
 def test_the_verdicts_follow_their_rule(apart, said):
-    assert page.verdict(apart, 2.9) == said
-    assert page.verdict([-value for value in apart], -2.9) == said
+    assert orderings.verdict(apart, 2.9) == said
+    assert orderings.verdict([-value for value in apart], -2.9) == said
 
 
 def test_the_paper_says_what_the_claims_say():
-    figures = page.paper()
-    for _, better, worse in page.CLAIMS:
+    figures = orderings.paper()
+    for _, better, worse in orderings.CLAIMS:
         assert figures[better].op > figures[worse].op
 
 
@@ -188,4 +217,4 @@ def test_the_gpus_script_runs_and_goes_on(tmp_path):
     subprocess.run(["rm", "-r", str(pack / "work")], check=True)
     said, there = told()
     assert there == ["out/table/mofo-seed1/results.json", "out/table/mofo-seed2/results.json"]
-    assert "run 1 of 2: mofo, seed 1: skipped, already finished" in said
+    assert "run 1 of 2: mofo-seed1: skipped, already finished" in said

@@ -256,6 +256,7 @@ def test_the_same_command_runs_nothing_again_and_shows_the_same(real):
     again = cl_mofo.tune(str(file), observer=Console(RichConsole(file=text, width=100)), **options)
     assert again == found
     assert text.getvalue().count("skipped, already finished") == 3
+    assert "run 2 of 3: mofo-mofo.update_fraction=0.1-seed42\n" in shown
     assert found.best.read_bytes() == before
     table = shown[shown.index("strategy ") :]
     assert table == text.getvalue()[text.getvalue().index("strategy ") :]

@@ -1,18 +1,26 @@
 """What the tunings of the table's rows found: which values were tried, and how clearly.
 
 A tuning leaves its runs below OUT: `rates` and `fractions`.
+
+    python -m benchmarks.table2.choices OUT/rates STRATEGY
+
+prints the learning rate to be tried next, if the best is at the end of those that were.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cl_mofo.report import RunResults, load_runs
 from cl_mofo.report.text import ABSENT, markdown_table, number
+
+FACTOR = 4
+"""Between a learning rate and the next."""
 
 
 def choices(out: Path, table: Sequence[RunResults]) -> str:
@@ -53,21 +61,22 @@ def proxy(runs: Sequence[RunResults]) -> str:
         f"OP / BWT / learned on {', '.join(runs[0].tasks)}, of each {train} training and "
         f"{validation} validation examples; seed {seeds}. In bold the highest OP, of a tie what is "
         f"closest to the initial weights. OP's standard error over examples is up to {error:.1f} "
-        "points: what lies nearer to the best than that may be as good."
+        "points: what lies nearer to the best than that may be as good. A dash: not tried."
     )
 
 
 def remarks(runs: Sequence[RunResults], table: Sequence[RunResults], key: str) -> list[str]:
-    """Say where the best is at the grid's end, and which of the table's values were not chosen."""
+    """Say whose best is at the end of what was tried, and which of the table's were not chosen."""
     cells, said = _cells(runs, key), []
-    values = {value for row in cells.values() for value in row}
     ends = [
-        f"{strategy} ({float(best.settings[key]):g})"
+        f"{strategy} ({value:g})"
         for strategy, row in cells.items()
-        if float((best := _best(row)).settings[key]) in (min(values), max(values))
+        if (value := float(_best(row).settings[key])) in (min(row), max(row))
     ]
-    if ends and len(values) > 1:
-        said.append(f"At the grid's end, beyond which may be better: {', '.join(ends)}.")
+    if ends:
+        said.append(
+            "At the end of what was tried, beyond which may be better: " + ", ".join(ends) + "."
+        )
     used = {run.strategy: float(run.settings[key]) for run in table}
     other = [
         f"{strategy} ({value:g})"
@@ -76,9 +85,6 @@ def remarks(runs: Sequence[RunResults], table: Sequence[RunResults], key: str) -
     ]
     if other:
         said.append(f"**The table has another value than the best for: {', '.join(other)}.**")
-    some = [s for s, row in cells.items() if len(row) < len(values)]
-    if some:
-        said.append(f"Not all values were tried for: {', '.join(some)}.")
     blind = [f"{strategy} ({value:g})" for strategy, value in used.items() if strategy not in cells]
     if blind:
         said.append(f"**Not tried, so that nothing was chosen, for: {', '.join(blind)}.**")
@@ -94,6 +100,13 @@ def _cells(runs: Sequence[RunResults], key: str) -> dict[str, dict[float, RunRes
 
 def _best(row: Mapping[float, RunResults]) -> RunResults:
     return min(row.values(), key=lambda r: (-round(r.op[-1] or 0.0, 6), r.distance or math.inf))
+
+
+def beyond(runs: Sequence[RunResults], strategy: str) -> float | None:
+    """Return the rate past a strategy's best one, if that is at the end of what was tried."""
+    row = _cells(runs, "optimizer.lr")[strategy]
+    best = float(_best(row).settings["optimizer.lr"])
+    return best / FACTOR if best == min(row) else best * FACTOR if best == max(row) else None
 
 
 def tried(runs: Sequence[RunResults], key: str) -> str:
@@ -120,3 +133,9 @@ def results_of(run: RunResults) -> dict[str, Any]:
     """Return what a run's results.json holds."""
     results: dict[str, Any] = json.loads(run.path.read_text("utf-8"))
     return results
+
+
+if __name__ == "__main__":
+    following = beyond(finished(Path(sys.argv[1])), sys.argv[2])
+    if following is not None:
+        print(following)

@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.table2.choices import choices, results_of
+from benchmarks.table2.choices import choices, finished, results_of
+from benchmarks.table2.orderings import differences, orderings
 from cl_mofo.errors import UserError
 from cl_mofo.recipes import read_recipe
 from cl_mofo.report import (
@@ -28,30 +29,13 @@ from cl_mofo.report import (
     load_runs,
     render_comparison,
 )
-from cl_mofo.report.paper import PaperFigures, paper_table, strategy_key
-from cl_mofo.report.summary import CONVENTION, Stat
+from cl_mofo.report.summary import CONVENTION, Entry, Stat
 from cl_mofo.report.text import ABSENT, markdown_table, number
 
 PAGE, PICTURE = "table2-smollm2.md", "table2-smollm2-closeness.png"
 BASELINE = "sequential"
 RECIPE = "table2-smollm2-cpu"
 """What opening.md describes."""
-
-CLAIMS = (
-    ("MoFO above Default FT", "mofo", "sequential"),
-    ("HFT above Default FT", "hft", "sequential"),
-    ("GEM above Default FT", "gem", "sequential"),
-    ("EWC above Default FT", "ewc", "sequential"),
-    ("Replay above Default FT", "replay", "sequential"),
-    ("MoFO above HFT", "mofo", "hft"),
-    ("MoFO above GEM", "mofo", "gem"),
-    ("MoFO above EWC", "mofo", "ewc"),
-    ("GEM + MoFO above GEM", "gem+mofo", "gem"),
-    ("EWC + MoFO above EWC", "ewc+mofo", "ewc"),
-    ("Replay + MoFO above Replay", "replay+mofo", "replay"),
-    ("Replay above MoFO", "replay", "mofo"),
-)
-"""What the paper's Table 2 shows in OP and in BWT: (text, better, worse)."""
 
 
 def main(out: Path, docs: Path, opening: Path | None = None) -> None:
@@ -71,9 +55,10 @@ def main(out: Path, docs: Path, opening: Path | None = None) -> None:
     parts = [
         opening.read_text("utf-8").strip(),
         made(runs),
-        "## The table\n\n" + table(runs),
+        "## The table\n\n" + table(runs, finished(out / "before")),
         "## The paper's orderings\n\n" + orderings(runs),
         "## Is it more than noise?\n\n" + noise(runs),
+        *one_rate(out, runs),
         "## Closer means less forgotten?\n\n" + nearness(runs),
         "## What was chosen on validation data\n\n" + choices(out, runs),
         "## Manifest\n\n" + manifest(runs),
@@ -103,10 +88,33 @@ def made(runs: Sequence[RunResults]) -> str:
     return said + (f" {missing} more have begun and are not done." if missing else "")
 
 
-def table(runs: Sequence[RunResults]) -> str:
-    """Return our table beside the paper's, and the final scores of each task."""
-    done = [entry for entry in entries(runs, paper=True) if entry.finished and entry.runs]
-    tasks = done[0].setting.tasks
+def table(runs: Sequence[RunResults], before: Sequence[RunResults]) -> str:
+    """Return our table beside the paper's, and the final scores of each task.
+
+    Args:
+        runs: the table's.
+        before: one that scored the model before any training, if there is one.
+    """
+    done = _done(runs)
+    final = [[entry.strategy, *map(_mean, (entry.op, *entry.final))] for entry in done]
+    for scores in (run.initial for run in before if run.initial):
+        cells = [number(score) for score in (fmean(scores), *scores)]
+        final.insert(0, ["before any training", *cells])
+    return (
+        f"{strategies(done)}\n\n{CONVENTION}. D = mean over tensors of the relative "
+        "change from the initial weights; perplexity on prose, before training and after the last "
+        "task. The paper's figures are of TinyLlama-1.1B on 5000 examples a task: compare orders, "
+        "not levels.\n\nFinal scores by task:\n\n"
+        + markdown_table(["strategy", "mean", *done[0].setting.tasks], final)
+    )
+
+
+def _done(runs: Sequence[RunResults]) -> list[Entry]:
+    return [entry for entry in entries(runs, paper=True) if entry.finished and entry.runs]
+
+
+def strategies(done: Sequence[Entry]) -> str:
+    """Return a row of means and standard deviations for each strategy."""
     head = ["strategy", "n", "OP", "BWT", "learned", "paper OP", "paper BWT", "D x 1000"]
     head += ["perplexity before", "after"]
     body = []
@@ -126,58 +134,26 @@ def table(runs: Sequence[RunResults]) -> str:
                 *(_mean(s, 2) for s in (far, before, after)),
             ]
         )
-    final = [[entry.strategy, *map(_mean, entry.final)] for entry in done]
-    return (
-        f"{markdown_table(head, body)}\n\n{CONVENTION}. D = mean over tensors of the relative "
-        "change from the initial weights; perplexity on prose, before training and after the last "
-        "task. The paper's figures are of TinyLlama-1.1B on 5000 examples a task: compare orders, "
-        f"not levels.\n\nFinal scores by task:\n\n{markdown_table(['strategy', *tasks], final)}"
+    return markdown_table(head, body)
+
+
+def one_rate(out: Path, runs: Sequence[RunResults]) -> list[str]:
+    """Return a section on the baseline at MoFO's learning rate, if `out` has such runs."""
+    same = finished(out / "same_rate")
+    rates = {run.settings["optimizer.lr"] for run in same}
+    mofo = [r for r in runs if r.strategy == "mofo" and r.settings["optimizer.lr"] in rates]
+    if not same or not mofo:
+        return []
+    both = [*same, *mofo]
+    op, bwt = (
+        ", ".join(f"{value:+.1f}" for value in differences(both, "mofo", BASELINE, name))
+        for name in ("op", "bwt")
     )
-
-
-def orderings(runs: Sequence[RunResults]) -> str:
-    """Say of each of the paper's orderings what these runs show."""
-    figures, body = paper(), []
-    for text, better, worse in CLAIMS:
-        for name in ("OP", "BWT"):
-            printed = getattr(figures[better], name.lower()) - getattr(figures[worse], name.lower())
-            apart = differences(runs, better, worse, name.lower())
-            shown = ", ".join(f"{value:+.1f}" for value in apart) or ABSENT
-            body.append([f"{text}, {name}", f"{printed:+.1f}", shown, verdict(apart, printed)])
-    head = ["the paper's ordering", "there", "here, seed by seed", "reproduced"]
-    return (
-        f"{markdown_table(head, body)}\n\nDifferences in points, between runs of the same seed. "
-        "Reproduced: `yes` if the sign is the paper's in every seed, of three or more; `in the "
-        "mean` if the mean's is; else `no`. `one seed` tells that there is no more. Between equal "
-        "strategies three seeds have the paper's sign all by chance in one case of eight."
-    )
-
-
-def paper() -> dict[str, PaperFigures]:
-    """Return the paper's figures by the names that the claims have for its rows."""
-    rows = paper_table()
-    return {name: rows[strategy_key(name)] for claim in CLAIMS for name in claim[1:]}
-
-
-def verdict(apart: Sequence[float], printed: float) -> str:
-    """Say whether differences have the sign of the paper's."""
-    if not apart:
-        return "not measured"
-    agree = [value * printed > 0 for value in apart]
-    if fmean(apart) * printed <= 0:
-        return "no" if len(apart) > 1 else "no (one seed)"
-    if len(apart) == 1:
-        return "yes (one seed)"
-    return "yes" if all(agree) and len(apart) > 2 else "in the mean"
-
-
-def differences(runs: Iterable[RunResults], one: str, other: str, name: str) -> list[float]:
-    """Return by how much a strategy's OP or BWT is above another's, seed by seed."""
-    found: dict[str, dict[int, float]] = {one: {}, other: {}}
-    for run in runs:
-        if run.finished and run.strategy in found:
-            found[run.strategy][run.seed] = getattr(run, name)[-1]
-    return [found[one][s] - found[other][s] for s in sorted(found[one].keys() & found[other])]
+    return [
+        "## At one learning rate\n\nThe table has each strategy at the rate that suits it. Where "
+        f"sequential fine-tuning has MoFO's, {', '.join(f'{float(r):g}' for r in rates)}:\n\n"
+        f"{strategies(_done(both))}\n\nMoFO minus sequential, seed by seed: OP {op}; BWT {bwt}."
+    ]
 
 
 def noise(runs: Sequence[RunResults]) -> str:

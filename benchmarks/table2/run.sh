@@ -3,7 +3,7 @@
 #
 #     MODEL=./SmolLM2 DATA=./TRACE-500 bash benchmarks/table2/run.sh [tune] [table] [page]
 #
-# Named, only those parts run. `tune` tries MoFO's fractions and every row's learning rates on
+# Named, only those parts run. `tune` tries MoFO's fractions and learning rates for every row on
 # validation data; it changes nothing: the recipe table2-smollm2-cpu has what was chosen. `table` runs
 # the recipe. `page` writes docs/results/table2-smollm2.md from both.
 #
@@ -33,6 +33,24 @@ share() { # share COMMAND...: as many processes share a command's runs as JOBS s
     for job in "${jobs[@]}"; do wait "$job" || code=$?; done
     return $code
 }
+rows=(sequential hft mofo gem gem+mofo ewc ewc+mofo replay replay+mofo lora lora+mofo)
+walk() { # walk ROW: try four rates, then past the grid's end while the best is there
+    local rates=1.25e-5,5e-5,2e-4,8e-4
+    while [[ $rates ]]; do
+        "$python" -m cl_mofo tune "$recipe" --model "${MODEL:?a folder with SmolLM2-135M}" \
+            --strategy "$1" "${proxy[@]}" --grid "optimizer.lr=$rates" --out "$out/rates" &&
+            rates=$("$python" -m benchmarks.table2.choices "$out/rates" "$1") || return
+    done
+}
+each() { # each COMMAND: for all rows, which JOBS processes share
+    local job row jobs=() code=0
+    for ((job = 0; job < ${JOBS:-2}; job++)); do
+        (for ((row = job; row < ${#rows[@]}; row += ${JOBS:-2})); do "$1" "${rows[row]}" || exit; done) &
+        jobs+=($!)
+    done
+    for job in "${jobs[@]}"; do wait "$job" || code=$?; done
+    return $code
+}
 wanted() { [[ $parts == " " || $parts == *" $1 "* ]]; }
 parts="$* "
 [[ $parts == " " ]] || parts=" $parts"
@@ -43,10 +61,13 @@ proxy=(--set 'tasks.only=[FOMC, Py150, ScienceQA, NumGLUE-ds]' --set data.train_
 if wanted tune; then
     share tune "$recipe" --strategy mofo "${proxy[@]}" --set optimizer.lr=2e-4 \
         --grid mofo.update_fraction=0.05,0.1,0.15,0.2,0.4,0.8 --out "$out/fractions" || exit
-    share tune "$recipe" "${proxy[@]}" --grid optimizer.lr=1.25e-5,5e-5,2e-4,8e-4 --out "$out/rates" || exit
+    each walk || exit
 fi
 if wanted table; then
     share run "$recipe" --out "$out/table" || exit
+    share run "$recipe" --strategy sequential --set optimizer.lr=2e-4 --out "$out/same_rate" || exit
+    share run "$recipe" --strategy sequential --set data.train_limit=8 --set 'sweep.vary.seed=[1]' \
+        --set evaluation.initial=true --out "$out/before" || exit # for the scores before training
 fi
 if wanted page; then
     "$python" -m benchmarks.table2.page "$out"

@@ -90,7 +90,8 @@ def _ends(tuned: Tuned) -> Iterator[str]:
                 found.setdefault((key, _value(value), end), []).append(contest.name)
     for (key, value, end), names in found.items():
         yield (
-            f"The grid ends at the best {key} of {', '.join(names)}, {value}: try {end} values too"
+            f"The grid ends at the best {key} of {', '.join(names)}, {value}: try {end} values "
+            "beside these, whose runs are not made again"
         )
 
 
