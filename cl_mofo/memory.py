@@ -40,7 +40,8 @@ class Shortage:
     Args:
         device: `GPU 0`, or `the host`.
         asked: bytes that could not be had; None if the error does not say.
-        free: bytes that were there; None if nothing says. What this process may take, on the host.
+        free: bytes that were there; None if nothing says. On the host, what this process may take
+            afterwards; None if that would be enough by then.
         total: bytes of the device; None if nothing says.
         others: bytes that other processes hold on the GPU.
         in_pieces: bytes that torch has reserved there but cannot use as one block.
@@ -121,7 +122,9 @@ def shortage(error: BaseException) -> Shortage | None:
         return None
     if isinstance(error, torch.OutOfMemoryError) or "CUDA" in text:
         return _of_gpu(text)
-    return Shortage(asked=_first(_ASKED, text), free=_may_take())
+    asked, free = _first(_ASKED, text), _may_take()
+    given_back = asked is not None and free >= asked  # by what was under way, as it ended
+    return Shortage(asked=asked, free=None if given_back else free)
 
 
 def _of_gpu(text: str) -> Shortage:
