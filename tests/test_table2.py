@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import cl_mofo
-from benchmarks.table2 import orderings, page
-from benchmarks.table2.choices import beyond, choices, remarks
+from benchmarks.table2 import kept, orderings, page
+from benchmarks.table2.choices import Tried, beyond, choices, remarks
 from benchmarks.table2.prose import prose
 from cl_mofo.mappings import merge
 from cl_mofo.recipes import read_recipe
@@ -92,6 +92,25 @@ def test_the_page_has_the_baseline_at_mofos_rate(made):
     assert page.one_rate(out / "docs", runs) == []
 
 
+def test_the_page_is_the_same_of_what_is_kept_of_the_runs(made, tmp_path):
+    text, runs, out = made
+    kept.main(out, tmp_path)
+    page.main(tmp_path, tmp_path / "docs", out / "opening.md")
+    assert (tmp_path / "docs" / page.PAGE).read_text("utf-8") == text
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and "docs" not in file.parts]
+    told = "".join(file.read_text("utf-8") for file in files)
+    assert str(out) not in told
+    assert "prediction" not in told
+    last = f"{len(runs[0].tasks):02d}-{runs[0].tasks[-1]}"
+    row = f"predictions/{last}/{runs[0].tasks[-1]}.jsonl"
+    written, short = (
+        json.loads((folder / "table/mofo-seed1" / row).read_text("utf-8").split("\n")[0])
+        for folder in (out, tmp_path)
+    )
+    assert short["score"] == written["score"]
+    assert written["reference"] not in told
+
+
 def test_the_page_says_from_when_to_when(made):
     _, runs, out = made
     file = out / "table/mofo-seed1/manifest.json"
@@ -129,7 +148,8 @@ def test_what_was_chosen_and_what_was_not_is_told(tmp_path):
         tried_run(tmp_path / "t" / name, name, rate)
         for name, rate in (("hft", 3), ("mofo", 1), ("gem", 2))
     ]
-    ends, other, blind = remarks(tried, table, "optimizer.lr")
+    found = [Tried.of(run, "optimizer.lr") for run in tried]
+    ends, other, blind = remarks(found, table, "optimizer.lr")
     assert ends.endswith(": mofo (1).")
     assert "another value than the best for: hft (3)." in other
     assert "nothing was chosen, for: gem (2)." in blind
@@ -140,13 +160,19 @@ def test_what_was_chosen_and_what_was_not_is_told(tmp_path):
     assert "up to 10.0 points" in text
     assert "| mofo | **60.0 / – / 60.0** | 50.0 / – / 50.0 | – |" in text
     assert blind in text
+    (tmp_path / "tried.csv").write_text(
+        "# before\nkey,strategy,value,op,bwt,learned\noptimizer.lr,mofo,0.5,70.1,,70.2\n"
+    )
+    text = choices(tmp_path, table)
+    assert "| mofo | **70.1 / – / 70.2** | 60.0 / – / 60.0 | 50.0 / – / 50.0 | – |" in text
 
 
 def test_the_rates_go_on_past_the_best_until_it_is_not_at_their_end(tmp_path):
     scores = {5e-5: 30, 2e-4: 20, 1.25e-5: 40, 3.125e-6: 10}
     runs = []
     for rate, following in ((5e-5, None), (2e-4, 1.25e-5), (1.25e-5, 3.125e-6), (3.125e-6, None)):
-        runs.append(tried_run(tmp_path / str(rate), "hft", rate, scores[rate]))
+        run = tried_run(tmp_path / str(rate), "hft", rate, scores[rate])
+        runs.append(Tried.of(run, "optimizer.lr"))
         if len(runs) > 1:
             assert beyond(runs, "hft") == following
 

@@ -12,33 +12,79 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from cl_mofo.report import RunResults, load_runs
 from cl_mofo.report.text import ABSENT, markdown_table, number
 
 FACTOR = 4
 """Between a learning rate and the next."""
+LEGEND = (
+    "OP / BWT / learned. In bold the highest OP, of a tie what is closest to the initial weights. "
+    "A dash: not tried."
+)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a strategy scored with one value of a key; in percent, but for the distance.
+
+    Args:
+        strategy: as the table names it.
+        value: the key's.
+        op, bwt, learned: on validation data.
+        distance: to the initial weights, where it is known.
+    """
+
+    strategy: str
+    value: float
+    op: float | None
+    bwt: float | None
+    learned: float | None
+    distance: float | None = None
+
+    @classmethod
+    def of(cls, run: RunResults, key: str) -> Tried:
+        """Return what a finished run scored."""
+        figures = run.op[-1], run.bwt[-1], run.learned
+        return cls(run.strategy, float(run.settings[key]), *figures, run.distance)
 
 
 def choices(out: Path, table: Sequence[RunResults]) -> str:
     """Return what each fraction and each learning rate scored on validation data.
 
     Args:
-        out: has the runs.
+        out: has the runs, or what is left of some of them in a file tried.csv.
         table: the table's, for which the values were chosen.
     """
-    said = []
+    said, runs = [], []
     for folder, key, title in (
         ("fractions", "mofo.update_fraction", "MoFO's update fraction, for the row mofo alone:"),
         ("rates", "optimizer.lr", "The learning rate:"),
     ):
-        if done := finished(out / folder):
+        done = finished(out / folder)
+        if found := [*(Tried.of(run, key) for run in done), *earlier(out, key)]:
             rows = [run for run in table if folder == "rates" or run.strategy == "mofo"]
-            said += [title, tried(done, key), proxy(done), *remarks(done, rows, key)]
-    return "\n\n".join(said) or "Nothing: no run of a tuning is there."
+            said += [title, tried(found), *remarks(found, rows, key)]
+            runs += done
+    if not said:
+        return "Nothing: no run of a tuning is there."
+    return "\n\n".join([*said, LEGEND, *([proxy(runs)] if runs else [])])
+
+
+def earlier(out: Path, key: str) -> list[Tried]:
+    """Return what is left of runs of a tuning whose folders are not kept."""
+    file = out / "tried.csv"
+    if not file.is_file():
+        return []
+    rows = pd.read_csv(file, comment="#")
+    rows = rows[rows.pop("key") == key].astype(object)
+    return [Tried(*row) for row in rows.where(rows.notna(), None).itertuples(index=False)]
 
 
 def finished(folder: Path) -> list[RunResults]:
@@ -58,20 +104,19 @@ def proxy(runs: Sequence[RunResults]) -> str:
     )
     seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
     return (
-        f"OP / BWT / learned on {', '.join(runs[0].tasks)}, of each {train} training and "
-        f"{validation} validation examples; seed {seeds}. In bold the highest OP, of a tie what is "
-        f"closest to the initial weights. OP's standard error over examples is up to {error:.1f} "
-        "points: what lies nearer to the best than that may be as good. A dash: not tried."
+        f"On {', '.join(runs[0].tasks)}, of each {train} training and {validation} validation "
+        f"examples; seed {seeds}. OP's standard error over examples is up to {error:.1f} points: "
+        "what lies nearer to the best than that may be as good."
     )
 
 
-def remarks(runs: Sequence[RunResults], table: Sequence[RunResults], key: str) -> list[str]:
+def remarks(found: Iterable[Tried], table: Sequence[RunResults], key: str) -> list[str]:
     """Say whose best is at the end of what was tried, and which of the table's were not chosen."""
-    cells, said = _cells(runs, key), []
+    cells, said = _cells(found), []
     ends = [
         f"{strategy} ({value:g})"
         for strategy, row in cells.items()
-        if (value := float(_best(row).settings[key])) in (min(row), max(row))
+        if (value := _best(row).value) in (min(row), max(row))
     ]
     if ends:
         said.append(
@@ -81,7 +126,7 @@ def remarks(runs: Sequence[RunResults], table: Sequence[RunResults], key: str) -
     other = [
         f"{strategy} ({value:g})"
         for strategy, value in used.items()
-        if strategy in cells and value != float(_best(cells[strategy]).settings[key])
+        if strategy in cells and value != _best(cells[strategy]).value
     ]
     if other:
         said.append(f"**The table has another value than the best for: {', '.join(other)}.**")
@@ -91,40 +136,36 @@ def remarks(runs: Sequence[RunResults], table: Sequence[RunResults], key: str) -
     return said
 
 
-def _cells(runs: Sequence[RunResults], key: str) -> dict[str, dict[float, RunResults]]:
-    cells: dict[str, dict[float, RunResults]] = {}
-    for run in runs:
-        cells.setdefault(run.strategy, {})[float(run.settings[key])] = run
-    return cells
+def _cells(found: Iterable[Tried]) -> dict[str, dict[float, Tried]]:
+    cells: dict[str, dict[float, Tried]] = {}
+    for each in found:
+        cells.setdefault(each.strategy, {})[each.value] = each
+    return dict(sorted(cells.items()))
 
 
-def _best(row: Mapping[float, RunResults]) -> RunResults:
-    return min(row.values(), key=lambda r: (-round(r.op[-1] or 0.0, 6), r.distance or math.inf))
+def _best(row: Mapping[float, Tried]) -> Tried:
+    return min(row.values(), key=lambda t: (-round(t.op or 0.0, 6), t.distance or math.inf))
 
 
-def beyond(runs: Sequence[RunResults], strategy: str) -> float | None:
+def beyond(found: Iterable[Tried], strategy: str) -> float | None:
     """Return the rate past a strategy's best one, if that is at the end of what was tried."""
-    row = _cells(runs, "optimizer.lr")[strategy]
-    best = float(_best(row).settings["optimizer.lr"])
+    row = _cells(found)[strategy]
+    best = _best(row).value
     return best / FACTOR if best == min(row) else best * FACTOR if best == max(row) else None
 
 
-def tried(runs: Sequence[RunResults], key: str) -> str:
-    """Return a table of strategies and values of a key."""
-    cells = _cells(runs, key)
+def tried(found: Iterable[Tried]) -> str:
+    """Return a table of strategies and values."""
+    cells = _cells(found)
     values = sorted({value for row in cells.values() for value in row})
     body = []
     for strategy, row in cells.items():
-        best = _best(row)
         body.append([strategy])
         for value in values:
-            run = row.get(value)
-            text = (
-                ABSENT
-                if run is None
-                else " / ".join(number(figure) for figure in (run.op[-1], run.bwt[-1], run.learned))
-            )
-            body[-1].append(f"\0{text}\0" if run is best and len(row) > 1 else text)
+            each = row.get(value)
+            figures = () if each is None else (each.op, each.bwt, each.learned)
+            text = " / ".join(map(number, figures)) or ABSENT
+            body[-1].append(f"\0{text}\0" if each is _best(row) and len(row) > 1 else text)
     made = markdown_table(["strategy", *(f"{value:g}" for value in values)], body)
     return made.replace("\0", "**")
 
@@ -136,6 +177,7 @@ def results_of(run: RunResults) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    following = beyond(finished(Path(sys.argv[1])), sys.argv[2])
+    done = [Tried.of(run, "optimizer.lr") for run in finished(Path(sys.argv[1]))]
+    following = beyond(done, sys.argv[2])
     if following is not None:
         print(following)

@@ -1,10 +1,11 @@
-"""Write docs/results/table2-smollm2.md from the runs that `benchmarks/table2/run.sh` leaves.
+"""Write docs/results/table2-smollm2.md from the runs that `benchmarks/table2/run.sh` makes.
 
     python -m benchmarks.table2.page OUT [--docs docs/results] [--opening FILE.md]
 
-OUT has the folders `table`, `rates` and `fractions`. Every figure on the page is out of the runs'
-files, and every verdict follows from figures by the rule that the page states. opening.md says how
-the runs were made, if they are of the recipe for a CPU; of others FILE.md does.
+OUT has the folders `table`, `rates` and `fractions`, as they were made or as benchmarks.table2.kept
+left them. Every figure on the page is out of their files, and every verdict follows from figures by
+the rule that the page states. opening.md says how the runs were made, if they are of the recipe for
+a CPU; of others FILE.md does.
 """
 
 from __future__ import annotations

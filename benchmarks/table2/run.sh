@@ -5,7 +5,8 @@
 #
 # Named, only those parts run. `tune` tries MoFO's fractions and learning rates for every row on
 # validation data; it changes nothing: the recipe table2-smollm2-cpu has what was chosen. `table` runs
-# the recipe. `page` writes docs/results/table2-smollm2.md from both.
+# the recipe. `page` puts the figures of both into docs/results/table2-smollm2, without texts and
+# weights, and writes docs/results/table2-smollm2.md from there.
 #
 #     MODEL    a folder with SmolLM2-135M-Instruct
 #     DATA     a folder with TRACE's 500-example variant
@@ -70,5 +71,6 @@ if wanted table; then
         --set evaluation.initial=true --out "$out/before" || exit # for the scores before training
 fi
 if wanted page; then
-    "$python" -m benchmarks.table2.page "$out"
+    kept=docs/results/table2-smollm2
+    "$python" -m benchmarks.table2.kept "$out" $kept && "$python" -m benchmarks.table2.page $kept
 fi
