@@ -94,18 +94,23 @@ def test_the_page_has_the_baseline_at_mofos_rate(made):
 
 def test_the_page_is_the_same_of_what_is_kept_of_the_runs(made, tmp_path):
     text, runs, out = made
-    kept.main(out, tmp_path)
-    page.main(tmp_path, tmp_path / "docs", out / "opening.md")
-    assert (tmp_path / "docs" / page.PAGE).read_text("utf-8") == text
-    files = [file for file in tmp_path.rglob("*") if file.is_file() and "docs" not in file.parts]
+    folder, docs = tmp_path / "kept", tmp_path / "docs"
+    kept.main(out, folder)
+    page.main(folder, docs, out / "opening.md")
+    assert (docs / page.PAGE).read_text("utf-8") == text
+    files = [file for file in folder.rglob("*") if file.is_file()]
     told = "".join(file.read_text("utf-8") for file in files)
     assert str(out) not in told
     assert "prediction" not in told
+    (folder / "reading.md").write_text("Much was learned.\n", "utf-8")
+    page.main(folder, docs, out / "opening.md")
+    read = (docs / page.PAGE).read_text("utf-8")
+    assert read.replace("## In short\n\nMuch was learned.\n\n", "") == text != read
     last = f"{len(runs[0].tasks):02d}-{runs[0].tasks[-1]}"
     row = f"predictions/{last}/{runs[0].tasks[-1]}.jsonl"
     written, short = (
-        json.loads((folder / "table/mofo-seed1" / row).read_text("utf-8").split("\n")[0])
-        for folder in (out, tmp_path)
+        json.loads((of / "table/mofo-seed1" / row).read_text("utf-8").split("\n")[0])
+        for of in (out, folder)
     )
     assert short["score"] == written["score"]
     assert written["reference"] not in told

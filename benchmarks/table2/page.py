@@ -4,8 +4,8 @@
 
 OUT has the folders `table`, `rates` and `fractions`, as they were made or as benchmarks.table2.kept
 left them. Every figure on the page is out of their files, and every verdict follows from figures by
-the rule that the page states. opening.md says how the runs were made, if they are of the recipe for
-a CPU; of others FILE.md does.
+the rule that the page states; OUT/reading.md, if it is there, sums them up in words. opening.md
+says how the runs were made, if they are of the recipe for a CPU; of others FILE.md does.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def main(out: Path, docs: Path, opening: Path | None = None) -> None:
     parts = [
         opening.read_text("utf-8").strip(),
         made(runs),
+        *read(out / "reading.md"),
         "## The table\n\n" + table(runs, finished(out / "before")),
         "## The paper's orderings\n\n" + orderings(runs),
         "## Is it more than noise?\n\n" + noise(runs),
@@ -66,6 +67,11 @@ def main(out: Path, docs: Path, opening: Path | None = None) -> None:
     ]
     (docs / PAGE).write_text("\n\n".join(parts) + "\n", "utf-8")
     print(f"{docs / PAGE}: {len(runs)} runs")
+
+
+def read(file: Path) -> list[str]:
+    """Return what somebody wrote who has read these runs' figures, if somebody has."""
+    return ["## In short\n\n" + file.read_text("utf-8").strip()] if file.is_file() else []
 
 
 def _check_recipe(runs: Sequence[RunResults]) -> None:
